@@ -1,0 +1,367 @@
+/*
+ * canal.h - THE boundary: every struct, enum and function that Python can see.
+ *
+ * Place:      gcc includes this file; build_ffi.py hands the region between the two cdef marks to ffi.cdef. Nothing here is
+ *             written a second time anywhere: numpy dtypes, enum names and struct sizes are derived from it (canal_udp/_abi.py).
+ * Structure:  limits, enums, tables (input of the snapshot), data path (life, ports, worker, looking in), stages in batch form.
+ * Invariants: arrays in, arrays out; (pointer, count) adjacent; order object, inputs, outputs. Inputs are copied inside the call,
+ *             C keeps no pointer into Python's memory. C never calls Python and never prints.
+ *             A function returns >= 0 (a count, an index, or CANAL_OK) or one of enum canal_err; *fault says which input row.
+ * Threads:    said at each function: control (one thread at a time), worker (the thread inside canal_worker_run), any.
+ * Limits:     addresses are 16 bytes, network order, IPv4 as ::ffff:a.b.c.d. _be = network order. Sizes are bytes.
+ *
+ *   memory               allocated by   freed by                         C keeps the pointer after the call?
+ *   input arrays         Python         Python                           no: copied
+ *   output arrays        Python         Python                           no
+ *   canal_tables         C (build)      canal_tables_free, or by the     yes, once published (the data path owns it then)
+ *                                       data path when reclaimed
+ *   canal_dp, canal_ct   C (new)        canal_dp_free, canal_ct_free     yes
+ *   fds                  Python         Python, after canal_port_del     borrowed between port_add and port_del
+ */
+#ifndef CANAL_H
+#define CANAL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* cdef: begin */
+#define CANAL_ABI_VERSION 1
+#define CANAL_BATCH_MAX 64        /* packets handled together                                                    */
+#define CANAL_PACKET_MAX 65535    /* bytes of one packet or superpacket                                          */
+#define CANAL_HEADROOM 128        /* bytes free before every packet in an arena: outer header + vnet header      */
+#define CANAL_SEGMENTS_MAX 128    /* segments of one superpacket that one send may hold                          */
+#define CANAL_PORTS_MAX 4096      /* ports of one data path                                                      */
+#define CANAL_VNET_HDR_SIZE 10    /* struct virtio_net_hdr, the size that TUN uses unless told otherwise         */
+
+/* A target says where a packet comes from or goes to: kind | flags | index. 0 = none. */
+#define CANAL_TARGET_NONE 0
+#define CANAL_TARGET_PORT 0x10000000     /* index = port (pod or host TUN)                                       */
+#define CANAL_TARGET_VTEP 0x20000000     /* index = row of the snapshot's vteps                                  */
+#define CANAL_TARGET_REJECT 0x30000000   /* answer unreachable: an overlay address that nobody leases            */
+#define CANAL_TARGET_KIND 0x70000000     /* mask                                                                 */
+#define CANAL_TARGET_LOCAL 0x08000000    /* flag: this node's own subnet or address; a peer may send to it       */
+#define CANAL_TARGET_INDEX 0x000fffff    /* mask                                                                 */
+
+enum canal_err {
+	CANAL_OK = 0,
+	CANAL_EINVAL = -1,   /* a value out of its domain                      */
+	CANAL_ERANGE = -2,   /* an index beyond its table, or too many rows    */
+	CANAL_ENOMEM = -3,
+	CANAL_EBUSY = -4,    /* the worker runs, or the slot is taken          */
+	CANAL_EDUP = -5,     /* two rows say the same prefix                   */
+	CANAL_ESYS = -6      /* a system call failed: fault.sys_errno          */
+};
+
+enum canal_table { CANAL_TABLE_NODE = 0, CANAL_TABLE_VTEP = 1, CANAL_TABLE_FIB = 2, CANAL_TABLE_PORT = 3, CANAL_TABLE_CONFIG = 4 };
+
+enum canal_verdict { CANAL_DENY = 0, CANAL_ALLOW = 1 };
+enum canal_encap { CANAL_ENCAP_UDP = 0, CANAL_ENCAP_VXLAN = 1 };
+enum canal_port_kind { CANAL_PORT_POD = 1, CANAL_PORT_HOST = 2, CANAL_PORT_UNDERLAY = 3 };
+
+/* Packets, counted as the wire packets that a superpacket stands for. Conservation, at rest:
+ * RX_POD + RX_HOST + RX_UNDERLAY + ORIGINATED == TX_POD + TX_HOST + TX_UNDERLAY + sum(drops) */
+enum canal_counter {
+	CANAL_RX_POD, CANAL_RX_HOST, CANAL_RX_UNDERLAY,
+	CANAL_RX_POD_BYTES, CANAL_RX_HOST_BYTES, CANAL_RX_UNDERLAY_BYTES,
+	CANAL_TX_POD, CANAL_TX_HOST, CANAL_TX_UNDERLAY,
+	CANAL_TX_POD_BYTES, CANAL_TX_HOST_BYTES, CANAL_TX_UNDERLAY_BYTES,
+	CANAL_ORIGINATED,          /* ICMP errors of our own                                                     */
+	CANAL_RX_SUPERPACKETS,     /* reads that brought more than one packet                                    */
+	CANAL_TX_SUPERPACKETS,     /* writes that carried more than one packet                                   */
+	CANAL_FRAGMENTS_CREATED,   /* IPv4 fragments made of too big packets; not part of the conservation law   */
+	CANAL_ICMP_LIMITED,        /* ICMP errors not sent because of the rate limit                             */
+	CANAL_GSO_FALLBACK,        /* sockets that lost UDP_SEGMENT at run time                                  */
+	CANAL_POLICY_MISSES,       /* packets that had to be judged, not found in conntrack                      */
+	CANAL_SYSCALLS,            /* read, write, send, receive and wait calls of the worker                    */
+	CANAL_WAKEUPS,             /* waits that slept                                                           */
+	CANAL_COUNTERS
+};
+
+/* Exactly one per dropped packet. */
+enum canal_drop {
+	CANAL_DROP_NONE,           /* not dropped                                                                */
+	CANAL_DROP_SHORT,          /* fewer bytes than the headers say                                           */
+	CANAL_DROP_TOO_LONG,       /* a datagram longer than any packet                                          */
+	CANAL_DROP_BAD_IP,         /* version, header length, total length, header checksum                      */
+	CANAL_DROP_IP_OPTION,      /* a source route, or options that cannot be parsed                           */
+	CANAL_DROP_BAD_EXT,        /* IPv6 extension headers: too many, truncated, wrong order, routing header 0 */
+	CANAL_DROP_BAD_L4,         /* transport header truncated or impossible                                   */
+	CANAL_DROP_BAD_GSO,        /* vnet header that lies                                                      */
+	CANAL_DROP_BAD_CSUM,       /* strict mode: inner checksum wrong                                          */
+	CANAL_DROP_BAD_VXLAN,      /* flags or reserved bits                                                     */
+	CANAL_DROP_BAD_VNI,
+	CANAL_DROP_BAD_ETHER,      /* inner Ethernet: wrong destination, own source, or not exactly IPv4 / IPv6  */
+	CANAL_DROP_ECN,            /* RFC 6040: congestion on the way, inner cannot say so                       */
+	CANAL_DROP_UNKNOWN_PEER,   /* the outer source is no VTEP                                                */
+	CANAL_DROP_INNER_SRC,      /* a peer sent a source that it does not lease                                */
+	CANAL_DROP_SPOOFED,        /* a pod sent a source that is not its own                                    */
+	CANAL_DROP_MARTIAN,        /* multicast, broadcast, loopback, link-local, unspecified                    */
+	CANAL_DROP_NOT_LOCAL,      /* a peer sent to an address that is not here                                 */
+	CANAL_DROP_NO_ROUTE,
+	CANAL_DROP_TTL,
+	CANAL_DROP_TOO_BIG,        /* larger than the path's MTU, may not be fragmented                          */
+	CANAL_DROP_FRAG_NO_FIRST,  /* a later fragment whose first one was not seen, or was denied               */
+	CANAL_DROP_FRAG_OVERLAP,
+	CANAL_DROP_FRAG_FULL,      /* fragment table full                                                        */
+	CANAL_DROP_POLICY,
+	CANAL_DROP_CT_FULL,
+	CANAL_DROP_CT_SHARE,       /* the pod has its share of the conntrack table in use                        */
+	CANAL_DROP_CT_INVALID,     /* no packet that its flow could have sent                                    */
+	CANAL_DROP_PORT_DOWN,      /* the port is gone or its device is down                                     */
+	CANAL_DROP_TX_AGAIN,       /* EAGAIN, ENOBUFS: the kernel's queue is full                                */
+	CANAL_DROP_TX_MSGSIZE,     /* EMSGSIZE: the path is narrower than believed; the MTU event follows        */
+	CANAL_DROP_TX_ERROR,       /* any other errno                                                            */
+	CANAL_DROP_TX_FALLBACK,    /* the batch during which UDP_SEGMENT was refused                             */
+	CANAL_DROP_RX_ERROR,       /* never a packet lost silently: read errors that cost one                    */
+	CANAL_DROPS
+};
+
+enum canal_ct_state {
+	CANAL_CT_NEW, CANAL_CT_REPLIED,   /* everything but TCP                                                  */
+	CANAL_CT_SYN_SENT, CANAL_CT_SYN_RECV, CANAL_CT_ESTABLISHED, CANAL_CT_FIN_WAIT, CANAL_CT_CLOSING,
+	CANAL_CT_TIME_WAIT, CANAL_CT_CLOSED,
+	CANAL_CT_STATES
+};
+
+/* What canal_flow.flags says. */
+#define CANAL_FLOW_DF 1              /* IPv4 don't fragment; always set for IPv6                                 */
+#define CANAL_FLOW_FRAG 2            /* any fragment but an atomic one                                           */
+#define CANAL_FLOW_LATER_FRAG 4      /* ... and not the first: no ports                                          */
+#define CANAL_FLOW_MORE_FRAGS 8
+#define CANAL_FLOW_ICMP_ERROR 16     /* quotes a packet: related to that one's flow                              */
+#define CANAL_FLOW_OPTIONS 32        /* IPv4 options or IPv6 extension headers present                           */
+#define CANAL_FLOW_REPLY 64          /* set by conntrack: against the direction of the flow's first packet       */
+
+/* A packet's identity and shape, as parse.c read it from untrusted bytes. */
+struct canal_flow {
+	uint8_t src[16];
+	uint8_t dst[16];
+	uint16_t sport_be;       /* ICMP echo: identifier, both; other ICMP and unknown protocols: 0               */
+	uint16_t dport_be;
+	uint8_t proto;           /* IPPROTO_*, after extension headers                                             */
+	uint8_t family;          /* 4 or 6                                                                         */
+	uint8_t flags;           /* CANAL_FLOW_*                                                                   */
+	uint8_t tos;             /* DSCP and ECN                                                                   */
+	uint8_t ttl;             /* hop limit                                                                      */
+	uint8_t tcp_flags;       /* FIN 1 SYN 2 RST 4 PSH 8 ACK 16 URG 32 ECE 64 CWR 128                           */
+	uint8_t icmp_type;
+	uint8_t icmp_code;
+	uint16_t l4_offset;      /* bytes from the IP header's start; for a later fragment, of its payload         */
+	uint16_t l4_size;        /* bytes of the transport header; 0 where there is none                           */
+	uint32_t total_size;     /* bytes of the IP packet as its header says, <= bytes received                   */
+	uint32_t frag_id;        /* host order; IPv4 identification, or IPv6 fragment identification               */
+	uint16_t frag_offset;    /* bytes                                                                          */
+	uint16_t drop;           /* enum canal_drop; CANAL_DROP_NONE when everything above is valid                */
+};
+
+/* ---- tables: the input of one snapshot --------------------------------------------------------------------------------- */
+
+struct canal_node {
+	uint8_t router4[16];     /* source of our own ICMP errors (v4-mapped); all zero: send none                 */
+	uint8_t router6[16];
+	uint8_t mac[6];          /* VTEP MAC of this node                                                          */
+	uint8_t policy_default;  /* enum canal_verdict: what the policy stage says while no policy is loaded       */
+	uint8_t pad;
+	uint32_t vni;
+	uint32_t mss_clamp;      /* 0: leave TCP's MSS alone                                                       */
+};
+
+struct canal_vtep {
+	uint8_t addr[16];        /* underlay address                                                               */
+	uint16_t port_be;
+	uint16_t mtu_bytes;      /* largest inner packet                                                           */
+	uint8_t mac[6];          /* VXLAN: inner destination MAC                                                   */
+	uint8_t encap;           /* enum canal_encap                                                               */
+	uint8_t family;          /* of addr: 4 or 6                                                                */
+	uint32_t id;             /* chosen by Python, repeated in events                                           */
+};
+
+struct canal_fib_entry {
+	uint8_t prefix[16];      /* host bits zero                                                                 */
+	uint8_t family;          /* 4 or 6                                                                         */
+	uint8_t plen;            /* 0..32 or 0..128                                                                */
+	uint16_t pad;
+	uint32_t target;
+};
+
+struct canal_fault { int32_t code; int32_t table; uint32_t row; uint32_t field; int32_t sys_errno; };
+
+struct canal_tables;
+struct canal_dp;
+struct canal_ct;
+
+/* Copy, check and freeze. thread: any. On error *out is NULL and *fault says which row. */
+int canal_tables_build(const struct canal_node *node, const struct canal_vtep *vteps, size_t n_vteps,
+                       const struct canal_fib_entry *fib, size_t n_fib, uint64_t generation,
+                       struct canal_tables **out, struct canal_fault *fault);
+/* Free a snapshot that was never published. */
+void canal_tables_free(struct canal_tables *tables);
+/* addrs: n * 16 bytes. targets: n. thread: any. */
+int canal_fib_lookup(const struct canal_tables *tables, const uint8_t *addrs, size_t n, uint32_t *targets);
+
+/* ---- data path ----------------------------------------------------------------------------------------------------------- */
+
+#define CANAL_DP_STRICT_CSUM 1     /* verify the inner checksum of what peers send instead of trusting the outer  */
+#define CANAL_DP_NO_UDP_GSO 2      /* what the self-test found, or the user asked for                             */
+#define CANAL_DP_NO_COALESCE 4
+#define CANAL_DP_NO_USO_WRITE 8    /* the kernel does not take UDP superpackets from a TUN                        */
+
+struct canal_dp_config {
+	uint64_t seed[2];            /* key of the flow hash                                                       */
+	uint32_t flags;              /* CANAL_DP_*                                                                 */
+	uint32_t ct_max;             /* conntrack entries                                                          */
+	uint32_t ct_share;           /* entries that one port may own                                              */
+	uint32_t frag_max;           /* fragment table entries                                                     */
+	uint32_t busy_poll_us;       /* poll this long after the last packet before sleeping                       */
+	uint32_t icmp_per_s;         /* ICMP errors per second                                                     */
+	uint32_t gso_segments_max;   /* segments that UDP_SEGMENT takes: 64 before Linux 6.10, else 128            */
+	uint32_t pad;
+};
+
+#define CANAL_PORT_TX_ONLY 1       /* an underlay socket for source port entropy: never read                     */
+
+struct canal_port_config {
+	int32_t fd;                  /* non-blocking                                                               */
+	uint8_t kind;                /* enum canal_port_kind                                                       */
+	uint8_t encap;               /* underlay: enum canal_encap                                                 */
+	uint8_t family;              /* underlay: 4 or 6                                                           */
+	uint8_t flags;               /* CANAL_PORT_*                                                               */
+	uint16_t mtu_bytes;          /* TUN: of the device                                                         */
+	uint16_t pad;
+	uint32_t id;                 /* chosen by Python, repeated in events and flows                             */
+};
+
+struct canal_port_stats {
+	uint64_t rx_packets, rx_bytes, tx_packets, tx_bytes, drops;   /* drops: of packets that came in here      */
+	uint32_t id, flows, in_use, gso_off;
+};
+
+enum canal_event_kind {
+	CANAL_EVENT_MTU = 1,          /* value = bytes of the largest outer packet to addr                        */
+	CANAL_EVENT_GSO_FALLBACK = 2, /* port lost UDP_SEGMENT; value = errno                                     */
+	CANAL_EVENT_PORT_ERROR = 3,   /* port's fd failed; value = errno                                          */
+	CANAL_EVENT_LOST = 4          /* value = events that did not fit the ring                                 */
+};
+struct canal_event { uint8_t addr[16]; uint32_t kind; uint32_t id; uint32_t value; uint32_t port; };
+
+struct canal_flow_info {
+	uint8_t src[16], dst[16];     /* of the original direction                                                */
+	uint16_t sport_be, dport_be;
+	uint8_t proto, family, state, verdict;
+	uint32_t in_target, out_target;   /* of the original direction                                            */
+	uint32_t rule;
+	uint32_t flags;
+	uint64_t packets[2], bytes[2];    /* original, reply                                                      */
+	uint64_t generation;
+	uint32_t age_ms, idle_ms, expires_ms, pad;
+};
+
+struct canal_status {
+	uint64_t generation;          /* of the snapshot that the worker uses                                     */
+	uint64_t published;           /* snapshots so far                                                         */
+	uint32_t retired;             /* snapshots not yet reclaimed                                              */
+	uint32_t running;             /* workers inside canal_worker_run                                          */
+	uint32_t ct_entries, ct_max;
+	uint32_t frag_entries, ports;
+	uint32_t queued, gso_off;     /* packets held by the worker now; sockets in fallback                      */
+};
+
+int canal_abi_version(void);
+const char *canal_strerror(int err);
+/* "avx512", "avx2" or "scalar": what csum and lookups use on this CPU. */
+const char *canal_isa(void);
+
+int canal_dp_new(const struct canal_dp_config *config, struct canal_dp **out, struct canal_fault *fault);
+/* thread: control, after the worker returned (else CANAL_EBUSY). Closes no fd that Python owns. */
+int canal_dp_free(struct canal_dp *dp);
+/* Make `tables` what every batch after this sees, and own them. thread: control. Never blocks. */
+int canal_dp_publish(struct canal_dp *dp, struct canal_tables *tables);
+/* Free the snapshots that no worker can still see; returns how many remain. thread: control. */
+int canal_dp_reclaim(struct canal_dp *dp);
+/* Returns the port's index. thread: control. */
+int canal_port_add(struct canal_dp *dp, const struct canal_port_config *config, struct canal_fault *fault);
+/* After this returns the worker does not touch the fd. thread: control; waits for the worker's current batch. */
+int canal_port_del(struct canal_dp *dp, uint32_t port);
+/* counters: CANAL_COUNTERS, drops: CANAL_DROPS. thread: any. */
+int canal_counters_read(struct canal_dp *dp, uint64_t *counters, uint64_t *drops);
+/* stats: one row a port index, n of them. Returns the highest index in use + 1. thread: any. */
+int canal_ports_read(struct canal_dp *dp, struct canal_port_stats *stats, size_t n);
+/* Copy the flows from *cursor on; returns how many, sets *cursor (0 = done). thread: control. */
+int canal_flows_read(struct canal_dp *dp, uint32_t *cursor, struct canal_flow_info *flows, size_t n);
+int canal_events_fd(struct canal_dp *dp);
+int canal_events_read(struct canal_dp *dp, struct canal_event *events, size_t n);
+int canal_status_read(struct canal_dp *dp, struct canal_status *status);
+/* Forward until stopped. Blocks; call without the GIL (cffi does). thread: its own. */
+int canal_worker_run(struct canal_dp *dp, uint32_t worker, struct canal_fault *fault);
+/* thread: any; also from a signal handler. */
+int canal_worker_stop(struct canal_dp *dp);
+
+/* ---- stages in batch form: the code that the worker runs, without I/O ------------------------------------------------------ */
+
+/* Where a packet lies in a buffer. */
+struct canal_span { uint32_t offset; uint32_t size; };
+
+/* One virtio_net_hdr, in host order, after validation. */
+struct canal_vnet {
+	uint8_t needs_csum;       /* the transport checksum holds the pseudo-header sum only                      */
+	uint8_t gso_type;         /* 0 none, 1 TCPv4, 4 TCPv6, 5 UDP_L4 (VIRTIO_NET_HDR_GSO_*)                    */
+	uint16_t gso_size;        /* transport payload bytes of each segment but the last                         */
+	uint16_t csum_start;      /* bytes from the IP header's start                                             */
+	uint16_t csum_offset;
+	uint16_t hdr_size;        /* IP + transport header bytes; derived, never believed                         */
+	uint16_t segments;        /* wire packets that it stands for, >= 1                                        */
+};
+
+/* Read n packets. flows[i].drop says what was wrong. thread: any. */
+int canal_parse(const uint8_t *bytes, const struct canal_span *spans, size_t n, struct canal_flow *flows);
+/* Check a raw virtio_net_hdr against a parsed packet. Returns enum canal_drop. thread: any. */
+int canal_vnet_check(const uint8_t *hdr, const struct canal_flow *flow, struct canal_vnet *vnet);
+/* Cut one superpacket (or finish the checksum of a plain packet) into wire packets laid one after the other in out.
+ * Returns how many, or CANAL_ERANGE when out or spans is too small. thread: any. */
+int canal_segment(const uint8_t *packet, uint32_t size, const struct canal_vnet *vnet,
+                  uint8_t *out, size_t out_size, struct canal_span *spans, size_t n_spans);
+/* Join wire packets (each a valid one) into superpackets, in order, laid one after the other in out, each with its vnet.
+ * Returns how many. thread: any. */
+int canal_coalesce(const uint8_t *bytes, const struct canal_span *spans, size_t n, uint32_t flags,
+                   uint8_t *out, size_t out_size, struct canal_span *out_spans, struct canal_vnet *out_vnets, size_t n_out);
+/* Write the outer payload (all after UDP) of n packets for vteps[which[i]]; each takes size + overhead bytes of out. thread: any. */
+int canal_encap_batch(const struct canal_tables *tables, const uint8_t *bytes, const struct canal_span *spans,
+                const uint32_t *which, size_t n, uint8_t *out, size_t out_size, struct canal_span *out_spans);
+/* Strip it again: inner[i] is the inner packet inside bytes; drops[i] an enum canal_drop. thread: any. */
+int canal_decap_batch(const struct canal_tables *tables, uint32_t encap, const uint8_t *bytes, const struct canal_span *spans, size_t n,
+                struct canal_span *inner, uint16_t *drops);
+
+/* A conntrack table by itself. now_ms is the caller's. results[i]: < 0 an enum canal_drop negated, else CANAL_CT_HIT | ... */
+#define CANAL_CT_HIT 1
+#define CANAL_CT_INSERTED 2
+#define CANAL_CT_IS_REPLY 4
+int canal_ct_new(uint32_t max, uint32_t share, const uint64_t *seed, struct canal_ct **out);
+void canal_ct_free(struct canal_ct *ct);
+/* Look n flows up without changing anything. thread: any, one at a time. */
+int canal_ct_find(struct canal_ct *ct, const struct canal_flow *flows, size_t n, int32_t *results);
+/* Look up, insert what is new (owner[i] = port index, verdict allow), advance the state. */
+int canal_ct_track(struct canal_ct *ct, const struct canal_flow *flows, const uint32_t *owner, size_t n, uint64_t now_ms, int32_t *results);
+/* Expire; looks at up to n entries. Returns how many it freed. */
+int canal_ct_sweep(struct canal_ct *ct, uint64_t now_ms, uint32_t n);
+int canal_ct_count(const struct canal_ct *ct);
+int canal_ct_read(struct canal_ct *ct, uint64_t now_ms, uint32_t *cursor, struct canal_flow_info *flows, size_t n);
+
+/* One frame in or out of the whole pipeline. */
+struct canal_frame {
+	uint32_t port;            /* in: where it came from; out: TUN port, or underlay socket port               */
+	uint32_t offset;          /* in the buffer; TUN frames start with a virtio_net_hdr of CANAL_VNET_HDR_SIZE */
+	uint32_t size;
+	uint16_t gso_size;        /* underlay: UDP_SEGMENT / UDP_GRO size, 0 = none                               */
+	uint8_t tos;              /* underlay: outer TOS                                                          */
+	uint8_t pad;
+	uint8_t addr[16];         /* underlay: the other side                                                     */
+	uint16_t port_be;         /* underlay: the other side's UDP port                                          */
+	uint16_t pad2;
+};
+/* Run frames through the whole pipeline as worker 0 would, with time now_ms and no system call; what would be written lies in
+ * out. Returns the number of out frames. thread: control, while the worker does not run. */
+int canal_process(struct canal_dp *dp, const uint8_t *bytes, const struct canal_frame *in, size_t n, uint64_t now_ms,
+                  uint8_t *out, size_t out_size, struct canal_frame *out_frames, size_t n_out);
+/* cdef: end */
+
+#endif
