@@ -196,7 +196,7 @@ def dtype_of(struct: str) -> np.dtype[np.void]:
 
 @cache
 def enum_names(enum: str, prefix: str) -> tuple[str, ...]:
-    """Lower-case names without prefix, indexed by value, without the closing count: `enum_names("enum canal_drop", "CANAL_DROP_")`."""
+    """Names by value, lower case, without the prefix and the closing count: `("enum canal_drop", "CANAL_DROP_")`."""
     closing = enum.removeprefix("enum ").upper() + "S"
     members = {value: name for name, value in ffi.typeof(enum).relements.items() if name != closing}
     return tuple(members[value].removeprefix(prefix).lower() for value in sorted(members))

@@ -1,7 +1,7 @@
-"""cffi builder of `canal_udp._native`: canal.h says what Python sees, SOURCES says what is compiled, in a packet's order.
+"""cffi builder of `canal_udp._native`: canal.h says what Python sees, SOURCES what is compiled, in a packet's order.
 
-Importing this file costs nothing (cffi is imported by `builder`), so that `canal_udp._abi` can ask it for the hashes of the
-tree it lies in and refuse a library that was built from another one.
+Importing this file costs nothing (cffi is imported by `builder`), so that `canal_udp._abi` can ask it for the hashes of
+the tree it lies in and refuse a library that was built from another one.
 """
 
 from __future__ import annotations
