@@ -1,0 +1,1 @@
+"""Pod addresses of this node."""
