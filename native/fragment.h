@@ -12,9 +12,10 @@ struct frag_verdict { uint32_t out; uint64_t generation; struct ct_entry *ct; };
 
 /* Register any fragment's byte range. For a later fragment: fills *verdict with what frag_remember() stored for (src, dst, id, proto, in).
  * Returns CANAL_DROP_NONE, _FRAG_OVERLAP (this and all further fragments of that datagram), _FRAG_NO_FIRST, _FRAG_FULL.
- * An exact duplicate counts as overlap. Tiny first fragments (no full transport header) are already refused by parse. Entries die after 30 s. */
+ * A duplicate, or any fragment that adds no byte, counts as overlap but is dropped alone. Tiny first fragments (no full transport header)
+ * are already refused by parse. Entries die after 30 s, or when their datagram is complete; only first fragments make one. */
 enum canal_drop frag_check(struct frag_table *t, const struct packet *p, uint64_t now_ms, struct frag_verdict *verdict);
-/* After the first fragment passed every stage: what later ones shall get. */
+/* After the first fragment passed every stage: what later ones shall get. No-op when the datagram has no entry (any more). */
 void frag_remember(struct frag_table *t, const struct packet *p, const struct frag_verdict *verdict);
 uint32_t frag_count(const struct frag_table *t);
 /* Expire; looks at up to n entries. */

@@ -6,7 +6,7 @@
 enum icmp_kind { ICMP_NO_ROUTE, ICMP_PROHIBITED, ICMP_TOO_BIG, ICMP_TIME_EXCEEDED };
 enum { ICMP_ERROR_MAX = 1280 };    /* bytes of the largest error we write (IPv6 minimum MTU; IPv4: 576) */
 
-/* Token bucket. */
+/* Token bucket, in thousandths of a token; full while last_ms is 0. */
 struct icmp_limiter { uint32_t per_s; uint32_t tokens; uint64_t last_ms; };
 bool icmp_allow(struct icmp_limiter *limiter, uint64_t now_ms);
 
