@@ -165,6 +165,10 @@ if lib.canal_abi_version() != ABI_VERSION:
     raise AbiError(f"{_module.__file__} has ABI {lib.canal_abi_version()}, Python expects {ABI_VERSION}; {REBUILD}")
 
 
+def library_path() -> Path:
+    return Path(str(_module.__file__))
+
+
 def source_is_stale() -> bool:
     """Whether some C file changed since the library was built; harmless to load, but not what one is looking at."""
     return stale(ffi.string(lib.canal_source_hash).decode(), _tree["source_hash"]() if _tree else None)

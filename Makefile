@@ -1,0 +1,79 @@
+# What one does with this tree. `make` says what there is; README.md says what to expect.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV    := .venv
+PY      := $(VENV)/bin/python
+NATIVE  := $(wildcard native/*.c native/*.h) native/build_ffi.py
+C_FILES := $(wildcard native/*.c tests/fuzz/*.c benchmarks/*.c)
+C_CHECK := -std=c11 -D_GNU_SOURCE -O3 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Werror
+ASAN    := build/asan/canal_udp/_native.abi3.so
+PYTEST  := $(PY) -m pytest
+
+export FUZZ_SECONDS ?= 60
+
+.PHONY: help build check test lab bench asan fuzz clean
+
+help:
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+build: build/.native ## .venv with the project installed (editable)
+
+$(VENV)/.made:
+	@tools/install-deps build
+	@echo "making $(VENV)"
+	@"$$(tools/find-python)" -m venv $(VENV)
+	@$(PY) -m pip install -q --disable-pip-version-check setuptools wheel 'cffi>=1.16'
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.made pyproject.toml setup.py
+	@echo "installing canal-udp and its dependencies into $(VENV)"
+	@$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[test,dev]'
+	@touch $@
+
+build/.native: $(VENV)/.installed $(NATIVE)
+	@tools/install-deps build
+	@echo "compiling native/"
+	@$(PY) -W ignore setup.py -q build_ext --inplace
+	@mkdir -p build && touch $@
+
+check: build ## style, types, C warnings and lint, layers, unit tests (no root)
+	@tools/install-deps check
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	@echo "gcc $(C_CHECK)"
+	@for file in $(C_FILES); do gcc $(C_CHECK) -I native -c -o /dev/null $$file; done
+	cppcheck -q --std=c11 --enable=warning,performance,portability --inline-suppr --error-exitcode=1 -D_GNU_SOURCE -I native native
+	$(PYTEST) -q --ignore=tests/netns tests
+
+test: build ## every test; those with network namespaces need root
+	@tools/install-deps test
+	@$(PYTEST) tests
+
+lab: build ## three hosts, six pods, real daemons and traffic on this machine (root)
+	@tools/install-deps lab
+	@$(VENV)/bin/canal lab demo
+
+bench: build ## measure against kernel VXLAN and one packet per system call (root)
+	@tools/install-deps lab
+	@$(PY) -m benchmarks
+
+$(ASAN): $(VENV)/.installed $(NATIVE)
+	@echo "compiling native/ with -fsanitize=address,undefined"
+	@CANAL_SANITIZE=1 $(PY) -W ignore setup.py -q build_ext --build-lib build/asan --build-temp build/asan/tmp
+	@touch $@
+
+asan: build $(ASAN) ## unit tests with the C side under AddressSanitizer and UBSan
+	@LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+		CANAL_LIBRARY=$(ASAN) $(PYTEST) -q --ignore=tests/netns tests
+
+fuzz: ## every target of tests/fuzz for FUZZ_SECONDS (60)
+	@command -v "$${CLANG:-clang-19}" >/dev/null || tools/install-deps fuzz
+	@tools/fuzz
+
+clean: ## remove everything that make made
+	rm -rf $(VENV) build dist *.egg-info canal_udp/_native*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
