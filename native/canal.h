@@ -111,8 +111,6 @@ enum canal_drop {
 	CANAL_DROP_TX_AGAIN,       /* EAGAIN, ENOBUFS: the kernel's queue is full                                */
 	CANAL_DROP_TX_MSGSIZE,     /* EMSGSIZE: the path is narrower than believed; the MTU event follows        */
 	CANAL_DROP_TX_ERROR,       /* any other errno                                                            */
-	CANAL_DROP_TX_FALLBACK,    /* the batch during which UDP_SEGMENT was refused                             */
-	CANAL_DROP_RX_ERROR,       /* never a packet lost silently: read errors that cost one                    */
 	CANAL_DROPS
 };
 

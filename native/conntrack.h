@@ -25,7 +25,8 @@ struct ct_entry {
 	uint32_t owner;              /* port index whose share it takes, CT_NO_OWNER */
 	uint8_t verdict;
 	uint8_t tcp_seen;            /* flags seen, bit 0-3 original FIN..., implementation's business */
-	uint8_t pad[6];
+	uint8_t from_host;           /* the first packet came in by the host port: replies go back there    */
+	uint8_t pad[5];
 	uint32_t next_free;
 };
 enum { CT_NO_OWNER = 0xffffffff };

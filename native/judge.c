@@ -1,0 +1,266 @@
+/*
+ * judge.c - may this packet pass, and where to.
+ *
+ * Place:      after the flow lookup, before TTL, MTU and emission. Called by pipeline.c for every packet.
+ * Structure:
+ *
+ *     flow known, same snapshot, same way in ──────────────────────────────────► as remembered
+ *     flow unknown, or remembered under another snapshot ──► martian? ─► source check ─► route ─► policy ─► remember
+ *     ICMP error ──► the flow that it quotes ─► source check ─► route
+ *     later fragment ──► what the first one got
+ *
+ * Invariants: an entry's targets are of the snapshot whose generation it carries; both directions are judged again after a new one.
+ *             A peer never sends through us to another peer. A pod sends only from its own addresses.
+ * Threads:    worker.
+ * Source:     RFC 1812 5.3 (martians), RFC 4291; the table that routes also checks the source (as WireGuard's allowed-ips).
+ */
+#include "judge.h"
+
+#include <string.h>
+
+#include "fib.h"
+#include "parse.h"
+#include "policy.h"
+
+static bool v4_martian(const uint8_t *a, bool destination)
+{
+	if (a[0] == 0 || a[0] == 127 || a[0] >= 240)
+		return true;
+	if (a[0] == 169 && a[1] == 254)
+		return true;
+	return destination ? (a[0] & 0xf0) == 224 : a[0] >= 224;
+}
+
+static bool v6_martian(const uint8_t *a)
+{
+	static const uint8_t zeros[15];
+
+	if (a[0] == 0xff || (a[0] == 0xfe && (a[1] & 0xc0) == 0x80))
+		return true;
+	return memcmp(a, zeros, 15) == 0 && a[15] <= 1;   /* :: and ::1 */
+}
+
+static bool martian(const struct canal_flow *flow)
+{
+	if (flow->family == 4)
+		return v4_martian(flow->src + 12, false) || v4_martian(flow->dst + 12, true);
+	return v6_martian(flow->src) || v6_martian(flow->dst);
+}
+
+/* Does the packet's source belong to where it came from? The host port may send anything: the kernel's NAT does. */
+static enum canal_drop source_check(const struct worker *w, const struct packet *p, uint32_t source)
+{
+	const struct canal_vtep *vteps = w->tables->vteps;
+
+	if (target_is(p->in, CANAL_TARGET_VTEP)) {
+		uint32_t lessee = source & CANAL_TARGET_INDEX, sender = p->in & CANAL_TARGET_INDEX;
+
+		if (!target_is(source, CANAL_TARGET_VTEP))
+			return CANAL_DROP_INNER_SRC;
+		if (lessee != sender && memcmp(vteps[lessee].addr, vteps[sender].addr, 16) != 0)
+			return CANAL_DROP_INNER_SRC;
+		return CANAL_DROP_NONE;
+	}
+	if (w->dp->ports[p->in & CANAL_TARGET_INDEX].kind == CANAL_PORT_POD && target_plain(source) != p->in)
+		return CANAL_DROP_SPOOFED;
+	return CANAL_DROP_NONE;
+}
+
+/* Where the destination says it goes. */
+static enum canal_drop route(const struct packet *p, uint32_t destination, uint32_t *out)
+{
+	if (target_is(p->in, CANAL_TARGET_VTEP) && !(destination & CANAL_TARGET_LOCAL))
+		return CANAL_DROP_NOT_LOCAL;
+	if (destination == CANAL_TARGET_NONE || target_is(destination, CANAL_TARGET_REJECT))
+		return CANAL_DROP_NO_ROUTE;
+	*out = target_plain(destination);
+	return *out == p->in ? CANAL_DROP_NO_ROUTE : CANAL_DROP_NONE;
+}
+
+/* Source check and route of one packet, without policy and without remembering. */
+static enum canal_drop check_and_route(struct worker *w, struct packet *p, uint32_t *source, uint32_t *destination)
+{
+	enum canal_drop drop;
+
+	if (unlikely(martian(&p->flow)))
+		return CANAL_DROP_MARTIAN;
+	*source = fib_lookup(w->tables->fib, p->flow.src, p->flow.family);
+	*destination = fib_lookup(w->tables->fib, p->flow.dst, p->flow.family);
+	drop = source_check(w, p, *source);
+	return drop ? drop : route(p, *destination, &p->out);
+}
+
+static uint32_t host_target(const struct worker *w)
+{
+	return atomic_load_explicit(&w->dp->host_target, memory_order_relaxed);
+}
+
+static bool from_host(const struct worker *w, const struct packet *p)
+{
+	return p->in == host_target(w);
+}
+
+static uint32_t owner_of(struct worker *w, const struct packet *p)
+{
+	if (target_is(p->in, CANAL_TARGET_PORT) && worker_port(w, p->in)->kind == CANAL_PORT_POD)
+		return p->in & CANAL_TARGET_INDEX;
+	if (target_is(p->out, CANAL_TARGET_PORT) && worker_port(w, p->out)->kind == CANAL_PORT_POD)
+		return p->out & CANAL_TARGET_INDEX;
+	return CT_NO_OWNER;
+}
+
+/* A packet of a flow whose first packet came in by the host port goes back there, whatever the FIB says of its destination: the
+ * kernel's NAT waits for it. */
+static void return_through_host(const struct worker *w, struct packet *p, const struct ct_entry *entry, bool reply)
+{
+	if (reply && entry->from_host && !from_host(w, p) && host_target(w) != CANAL_TARGET_NONE)
+		p->out = host_target(w);
+}
+
+static enum canal_drop judge_known(struct worker *w, struct packet *p, uint32_t source, uint32_t destination)
+{
+	struct ct_entry *e = p->ct;
+	uint32_t reply = (p->flow.flags & CANAL_FLOW_REPLY) != 0, generation = (uint32_t)w->tables->generation;
+
+	return_through_host(w, p, e, reply);
+	if (e->generation != generation) {
+		struct canal_flow original = p->flow;
+		struct policy_verdict v;
+
+		if (reply) {
+			memcpy(original.src, p->flow.dst, 16);
+			memcpy(original.dst, p->flow.src, 16);
+			original.sport_be = p->flow.dport_be;
+			original.dport_be = p->flow.sport_be;
+		}
+		v = policy_match(w->tables, &original, reply ? destination : source, reply ? source : destination);
+		if (v.verdict == CANAL_DENY) {
+			ct_remove(w->ct, e);
+			p->ct = NULL;
+			w->inserted = true;
+			return CANAL_DROP_POLICY;
+		}
+		e->rule = v.rule;
+		e->generation = generation;
+		e->in[!reply] = e->out[!reply] = CANAL_TARGET_NONE;
+	}
+	e->in[reply] = p->in;
+	e->out[reply] = p->out;
+	return ct_update(w->ct, e, p, w->now_ms);
+}
+
+static enum canal_drop judge_new(struct worker *w, struct packet *p, uint32_t source, uint32_t destination)
+{
+	struct policy_verdict v = policy_match(w->tables, &p->flow, source, destination);
+	enum canal_drop drop = CANAL_DROP_NONE;
+	struct ct_entry *e;
+
+	if (v.verdict == CANAL_DENY)
+		return CANAL_DROP_POLICY;
+	e = ct_insert(w->ct, p, owner_of(w, p), w->now_ms, &drop);
+	w->inserted = true;
+	if (!e)
+		return drop;
+	e->generation = (uint32_t)w->tables->generation;
+	e->verdict = CANAL_ALLOW;
+	e->rule = v.rule;
+	e->from_host = from_host(w, p);
+	e->in[0] = p->in;
+	e->out[0] = p->out;
+	p->ct = e;
+	return ct_update(w->ct, e, p, w->now_ms);
+}
+
+static enum canal_drop judge_unknown(struct worker *w, struct packet *p)
+{
+	uint32_t source, destination;
+	enum canal_drop drop;
+
+	worker_count(w, CANAL_POLICY_MISSES, p->vnet.segments);
+	drop = check_and_route(w, p, &source, &destination);
+	if (drop)
+		return drop;
+	return p->ct ? judge_known(w, p, source, destination) : judge_new(w, p, source, destination);
+}
+
+static enum canal_drop judge_icmp_error(struct worker *w, struct packet *p)
+{
+	struct canal_flow quoted;
+	bool quoted_is_reply = false;
+	uint32_t source, destination;
+	struct ct_entry *e;
+	enum canal_drop drop;
+
+	p->ct = NULL;
+	if (!parse_quoted(p->data, &p->flow, &quoted))
+		return CANAL_DROP_BAD_L4;
+	e = ct_find_related(w->ct, &quoted, &quoted_is_reply);
+	if (!e)
+		return CANAL_DROP_CT_INVALID;
+	drop = check_and_route(w, p, &source, &destination);
+	if (drop)
+		return drop;
+	return_through_host(w, p, e, !quoted_is_reply);
+	return CANAL_DROP_NONE;
+}
+
+static enum canal_drop judge_later_fragment(struct worker *w, struct packet *p)
+{
+	struct frag_verdict verdict;
+	uint32_t source, destination;
+	enum canal_drop drop = frag_check(w->frags, p, w->now_ms, &verdict);
+
+	if (drop)
+		return drop;
+	if (verdict.generation != w->tables->generation) {
+		verdict.generation = w->tables->generation;
+		drop = check_and_route(w, p, &source, &destination);
+		if (drop)
+			return drop;
+		verdict.out = p->out;
+		frag_remember(w->frags, p, &verdict);
+	}
+	p->out = verdict.out;
+	return CANAL_DROP_NONE;
+}
+
+static enum canal_drop judge_flow(struct worker *w, struct packet *p)
+{
+	const struct ct_entry *e = p->ct;
+	uint32_t reply = (p->flow.flags & CANAL_FLOW_REPLY) != 0;
+
+	if (likely(e && e->generation == (uint32_t)w->tables->generation && e->in[reply] == p->in)) {
+		p->out = e->out[reply];
+		return ct_update(w->ct, p->ct, p, w->now_ms);
+	}
+	return judge_unknown(w, p);
+}
+
+enum canal_drop judge_packet(struct worker *w, struct packet *p)
+{
+	enum canal_drop drop;
+
+	if (likely(!(p->flow.flags & (CANAL_FLOW_FRAG | CANAL_FLOW_ICMP_ERROR)))) {
+		if (unlikely(w->inserted))
+			ct_lookup(w->ct, (struct packet *const[]){ p }, 1);
+		return judge_flow(w, p);
+	}
+	if (p->flow.flags & CANAL_FLOW_LATER_FRAG)
+		return judge_later_fragment(w, p);
+	if (p->flow.flags & CANAL_FLOW_FRAG) {
+		struct frag_verdict unused;
+
+		drop = frag_check(w->frags, p, w->now_ms, &unused);
+		if (drop)
+			return drop;
+	}
+	if (p->flow.flags & CANAL_FLOW_ICMP_ERROR)
+		drop = judge_icmp_error(w, p);
+	else {
+		ct_lookup(w->ct, (struct packet *const[]){ p }, 1);
+		drop = judge_flow(w, p);
+	}
+	if (!drop && (p->flow.flags & CANAL_FLOW_FRAG))
+		frag_remember(w->frags, p, &(struct frag_verdict){ .out = p->out, .generation = w->tables->generation, .ct = NULL });
+	return drop;
+}
