@@ -236,7 +236,7 @@ def open_store(url: str) -> Store:
     scheme, separator, rest = url.partition("://")
     match scheme if separator else "":
         case "sqlite" if rest.startswith("/") and len(rest) > 1:
-            from canal_udp.control.sqlite import SqliteStore
+            from canal_udp.control.sqlite_store import SqliteStore
 
             return SqliteStore(rest)
         case "memory":
