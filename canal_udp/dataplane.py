@@ -63,6 +63,7 @@ TABLES: Mapping[int, tuple[str, str]] = {
     lib.CANAL_TABLE_CONFIG: ("config", "struct canal_dp_config"),
 }
 INPUT_TABLES = (lib.CANAL_TABLE_NODE, lib.CANAL_TABLE_VTEP, lib.CANAL_TABLE_FIB)
+ABOUT_A_VALUE = (lib.CANAL_EINVAL, lib.CANAL_ERANGE, lib.CANAL_EDUP)
 
 
 def raise_for(rc: int, fault: CData = None, rows: Mapping[int, Array] | None = None) -> int:
@@ -73,27 +74,29 @@ def raise_for(rc: int, fault: CData = None, rows: Mapping[int, Array] | None = N
     """
     if rc >= 0:
         return rc
-    problem = ffi.string(lib.canal_strerror(rc)).decode()
-    if rc == lib.CANAL_ESYS and fault is not None and fault.sys_errno:
-        problem = os.strerror(fault.sys_errno)
+    kind, problem = ERRORS.get(rc, DataplaneError), ffi.string(lib.canal_strerror(rc)).decode()
     if fault is None or fault.code == 0:
-        raise ERRORS.get(rc, DataplaneError)(problem)
-    if fault.table in INPUT_TABLES and rc in (lib.CANAL_EINVAL, lib.CANAL_ERANGE, lib.CANAL_EDUP):
-        raise TableError(f"{_where(fault, rows or {})}: {problem}")
-    raise ERRORS.get(rc, DataplaneError)(f"{_where(fault, rows or {})}: {problem}")
-
-
-def _where(fault: CData, rows: Mapping[int, Array]) -> str:
-    """`fib[17].target = 0x20000009`, as far as it can be told."""
+        raise kind(problem)
+    if rc not in ABOUT_A_VALUE:
+        raise kind(os.strerror(fault.sys_errno) if fault.sys_errno else problem)
     if fault.table not in TABLES:
-        return f"table {fault.table}, row {fault.row}"
+        raise kind(f"table {fault.table}, row {fault.row}: {problem}")
+    raise (TableError if fault.table in INPUT_TABLES else kind)(_about(fault, rows or {}, problem))
+
+
+def _about(fault: CData, rows: Mapping[int, Array], problem: str) -> str:
+    """`fib[17].target = 0x20000009: index beyond 3 vteps`, as far as the tables are at hand."""
     name, struct = TABLES[fault.table]
     member = next((name for name, at in ffi.typeof(struct).fields if at.offset == fault.field), f"byte {fault.field}")
-    place = f"{name}[{fault.row}].{member}" if name in ("vteps", "fib") else f"{name}.{member}"
+    one_row = fault.table not in (lib.CANAL_TABLE_VTEP, lib.CANAL_TABLE_FIB)
+    place = f"{name}.{member}" if one_row else f"{name}[{fault.row}].{member}"
     table = rows.get(fault.table)
     if table is None or table.dtype.names is None or fault.row >= len(table) or member not in table.dtype.names:
-        return place
-    return f"{place} = {_readable(member, table[fault.row][member])}"
+        return f"{place}: {problem}"
+    value = table[fault.row][member]
+    if member == "target" and fault.code == lib.CANAL_ERANGE and value & lib.CANAL_TARGET_KIND == lib.CANAL_TARGET_VTEP:
+        problem = f"index beyond {len(rows.get(lib.CANAL_TABLE_VTEP, ()))} vteps"
+    return f"{place} = {_readable(member, value)}: {problem}"
 
 
 def _readable(member: str, value: Any) -> str:
