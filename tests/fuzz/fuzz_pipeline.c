@@ -1,0 +1,122 @@
+/*
+ * fuzz_pipeline.c - any bytes as frames of pods, host and peers, through the whole pipeline.
+ *
+ * Input:      rows of [port 1][size 2][gso_size 2, tos 1 for the underlay][frame].
+ * Invariants: the conservation law holds after every input.
+ */
+/* sources: all */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "packet.h"
+
+enum { FRAMES_MAX = 64, OUT_BYTES = 1 << 22, OUT_FRAMES = 4096, PORTS = 5 };
+
+static const struct canal_node node = {
+	.router4 = { [10] = 0xff, 0xff, 10, 1, 0, 0 }, .router6 = { 0xfd, [15] = 1 }, .mac = { 2, 0, 0, 0, 0, 1 },
+	.policy_default = CANAL_ALLOW, .vni = 1, .mss_clamp = 1
+};
+static const struct canal_vtep vteps[] = {
+	{ .addr = { [10] = 0xff, 0xff, 192, 0, 2, 2 }, .port_be = 0x1821, .mtu_bytes = 1400, .mac = { 2, 0, 0, 0, 0, 2 },
+	  .encap = CANAL_ENCAP_VXLAN, .family = 4, .id = 1 },
+	{ .addr = { [10] = 0xff, 0xff, 192, 0, 2, 3 }, .port_be = 0x5d20, .mtu_bytes = 1300, .encap = CANAL_ENCAP_UDP, .family = 4, .id = 2 },
+};
+/* 10.1.0.2 pod 0, 10.1.0.3 pod 1, 10.1.0.0/24 host, 10.1.2.0/24 and fd02::/16 vxlan, 10.1.3.0/24 udp, 10.1.0.0/16 nobody, rest host */
+static const struct canal_fib_entry fib[] = {
+	{ .prefix = { [10] = 0xff, 0xff, 10, 1, 0, 2 }, .family = 4, .plen = 32, .target = CANAL_TARGET_PORT | CANAL_TARGET_LOCAL | 0 },
+	{ .prefix = { [10] = 0xff, 0xff, 10, 1, 0, 3 }, .family = 4, .plen = 32, .target = CANAL_TARGET_PORT | CANAL_TARGET_LOCAL | 1 },
+	{ .prefix = { [10] = 0xff, 0xff, 10, 1, 0, 0 }, .family = 4, .plen = 24, .target = CANAL_TARGET_PORT | CANAL_TARGET_LOCAL | 2 },
+	{ .prefix = { [10] = 0xff, 0xff, 10, 1, 2, 0 }, .family = 4, .plen = 24, .target = CANAL_TARGET_VTEP | 0 },
+	{ .prefix = { [10] = 0xff, 0xff, 10, 1, 3, 0 }, .family = 4, .plen = 24, .target = CANAL_TARGET_VTEP | 1 },
+	{ .prefix = { [10] = 0xff, 0xff, 10, 1, 0, 0 }, .family = 4, .plen = 16, .target = CANAL_TARGET_REJECT },
+	{ .prefix = { [10] = 0xff, 0xff, 0, 0, 0, 0 }, .family = 4, .plen = 0, .target = CANAL_TARGET_PORT | 2 },
+	{ .prefix = { 0xfd, 0, [15] = 2 }, .family = 6, .plen = 128, .target = CANAL_TARGET_PORT | CANAL_TARGET_LOCAL | 0 },
+	{ .prefix = { 0xfd, 2 }, .family = 6, .plen = 16, .target = CANAL_TARGET_VTEP | 0 },
+};
+
+struct world { struct canal_dp *dp; int fds[PORTS]; uint8_t *out; struct canal_frame *frames; };
+
+static void world_make(struct world *w)
+{
+	const struct canal_dp_config config = { .seed = { 1, 2 }, .ct_max = 256, .ct_share = 64, .frag_max = 16, .icmp_per_s = 1000,
+	                                        .gso_segments_max = 64 };
+	const struct canal_port_config ports[PORTS] = {
+		{ .kind = CANAL_PORT_POD, .mtu_bytes = 1400 }, { .kind = CANAL_PORT_POD, .mtu_bytes = 1400 },
+		{ .kind = CANAL_PORT_HOST, .mtu_bytes = 1400 }, { .kind = CANAL_PORT_UNDERLAY, .encap = CANAL_ENCAP_VXLAN, .family = 4 },
+		{ .kind = CANAL_PORT_UNDERLAY, .encap = CANAL_ENCAP_UDP, .family = 4 },
+	};
+	struct canal_tables *tables;
+	struct canal_fault fault;
+
+	w->out = malloc(OUT_BYTES);
+	w->frames = malloc(OUT_FRAMES * sizeof *w->frames);
+	if (!w->out || !w->frames || canal_dp_new(&config, &w->dp, &fault) != CANAL_OK)
+		abort();
+	for (int i = 0; i < PORTS; i++) {
+		struct canal_port_config port = ports[i];
+
+		port.fd = w->fds[i] = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+		if (canal_port_add(w->dp, &port, &fault) != i)
+			abort();
+	}
+	if (canal_tables_build(&node, vteps, sizeof vteps / sizeof *vteps, fib, sizeof fib / sizeof *fib, 1, &tables, &fault) != CANAL_OK)
+		abort();
+	canal_dp_publish(w->dp, tables);
+}
+
+static void world_check(struct world *w)
+{
+	uint64_t c[CANAL_COUNTERS], drops[CANAL_DROPS], in, out;
+	struct canal_status status;
+
+	canal_counters_read(w->dp, c, drops);
+	canal_status_read(w->dp, &status);
+	in = c[CANAL_RX_POD] + c[CANAL_RX_HOST] + c[CANAL_RX_UNDERLAY] + c[CANAL_ORIGINATED];
+	out = c[CANAL_TX_POD] + c[CANAL_TX_HOST] + c[CANAL_TX_UNDERLAY] + status.queued;
+	for (int i = 0; i < CANAL_DROPS; i++)
+		out += drops[i];
+	if (in != out)
+		abort();
+}
+
+static size_t rows(const uint8_t *data, size_t size, struct canal_frame *frames)
+{
+	size_t n = 0, at = 0;
+
+	while (n < FRAMES_MAX && at + 6 <= size) {
+		struct canal_frame *frame = &frames[n];
+		uint32_t want = load_be16(data + at + 1) & 0xfff, left = (uint32_t)(size - at - 6);
+
+		*frame = (struct canal_frame){ .port = data[at] % PORTS, .offset = (uint32_t)at + 6, .size = want < left ? want : left };
+		if (frame->port >= 3) {
+			frame->gso_size = load_be16(data + at + 3) & 0x7ff;
+			frame->tos = data[at + 5];
+			memcpy(frame->addr, vteps[data[at] >> 7 ? 0 : frame->port - 3].addr, 16);
+		} else if (frame->size < CANAL_VNET_HDR_SIZE) {
+			break;
+		}
+		at += 6 + frame->size;
+		n++;
+	}
+	return n;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	static struct world w;
+	static uint64_t now_ms;
+	struct canal_frame frames[FRAMES_MAX];
+	size_t n = rows(data, size, frames);
+
+	if (!w.dp)
+		world_make(&w);
+	now_ms += 100;
+	if (canal_process(w.dp, data, frames, n, now_ms, w.out, OUT_BYTES, w.frames, OUT_FRAMES) == CANAL_EINVAL)
+		abort();
+	world_check(&w);
+	return 0;
+}
