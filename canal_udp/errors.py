@@ -56,6 +56,10 @@ class LeaseLost(LeaseError):
     """The lease is gone or belongs to another node."""
 
 
+class AddressError(CanalError):
+    """A pod cannot have this address, or none is left."""
+
+
 class DeviceError(CanalError):
     """A TUN device, socket, namespace or link cannot be had."""
 

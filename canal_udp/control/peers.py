@@ -1,11 +1,11 @@
 """From leases to peers, their VTEPs and routes. Pure: equal input gives equal output, in sorted order.
 
-Order of claims   Of two leases that overlap, the one created first counts and the other is a conflict: nobody takes a
-                  subnet from its owner by announcing it, or a wider one, later. Our own subnets are older than anything.
-Not a peer        A lease with an address of ours (ourselves), one outside the overlay's network, one whose public address
-                  lies inside the overlay (its packets would be sent into the tunnel that carries them).
-Families          A subnet goes to the peer's public address of its own family when both nodes have one, as flannel does,
-                  else to that of the other. A subnet of a family that the overlay does not have is passed over.
+Conflicts   Of two leases that overlap, the one created first counts and the other is a conflict: nobody takes a subnet
+            from its owner by announcing it, or a wider one, later. Our own subnets are older than anything.
+Not a peer  A lease with an address of ours (ourselves), one outside the overlay's network, one whose public address lies
+            inside the overlay (its packets would be sent into the tunnel that carries them).
+Families    A subnet goes to the peer's public address of its own family when both nodes have one, as flannel does, else
+            to that of the other. A subnet of a family that the overlay does not have is passed over.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def peer_table(leases: Iterable[Lease], own: Lease, network: NetworkConfig) -> P
     conflicts: list[Conflict] = []
     claimed = _Claimed(own)
     for lease in sorted(leases, key=lambda lease: (lease.created, lease.key)):
-        if lease.key == own.key or set(lease.public_ips) & set(own.public_ips):
-            continue
+        if set(lease.public_ips) & set(own.public_ips) or (lease.key == own.key and lease.revision <= own.revision):
+            continue  # ourselves, maybe with the address that we had when we wrote it
         peer = _reach(lease, own, network)
         problem = _misplaced(lease, network) or claimed.problem(lease)
         if problem is None and not any(peer.targets()):
@@ -127,7 +127,7 @@ def peer_routes(
     own: Lease,
     network: NetworkConfig,
     underlay_mtu_bytes: int,
-    learned: LearnedMtus = LearnedMtus(),  # noqa: B008 - frozen
+    learned: LearnedMtus = LearnedMtus(),
 ) -> tuple[tuple[Vtep, ...], tuple[Route, ...]]:
     """VTEPs and routes of all peers, for `Forwarding`; conflicts are in `peer_table`."""
     return table_routes(peer_table(leases, own, network), network, underlay_mtu_bytes, learned)

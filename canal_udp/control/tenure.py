@@ -1,7 +1,7 @@
 """When a lease must be renewed, and what a node may still say about it. Pure; `now_s` is an argument.
 
-Clocks   `now_s` is CLOCK_BOOTTIME: no one sets it, and it counts the time that the machine was suspended. The wall clock
-         decides nothing: it only dates what people read, so a jump of a day changes no duty (`clock_gap` reports it).
+Clocks   `now_s` is CLOCK_BOOTTIME: no one sets it, and it counts the time that the machine was suspended. The wall
+         clock decides nothing: it dates what people read, so a jump of a day changes no duty (`clock_gap` reports it).
          A pause (suspend, SIGSTOP) shows as a gap between two looks at the clock: after it this node does not know
          whether its lease still stands, so the duty is "recheck" - read the store before announcing anything - and
          neither its own lease nor any peer's is given up because of the gap. Peers' leases end when the store says so.
