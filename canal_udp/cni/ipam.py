@@ -53,9 +53,9 @@ class Pool:
 
         Raises   AddressError: none left, or the wanted one is not ours to give, reserved, or another's.
         """
-        want = {address.version: address for address in wanted}
-        have = {address.version: address for address in self.addresses(name)}
-        families = {subnet.version: subnet for subnet in self.subnets}
+        want: dict[int, Address] = {address.version: address for address in wanted}
+        have: dict[int, Address] = {address.version: address for address in self.addresses(name)}
+        families: dict[int, Network] = {subnet.version: subnet for subnet in self.subnets}
         for version, address in want.items():
             if version not in families or not contains(families[version], address):
                 raise AddressError(f"{address} is not in {' or '.join(map(str, self.subnets))}")
@@ -64,7 +64,7 @@ class Pool:
         if len(have) == len(families):
             return self
         used = self._used()
-        given = {}
+        given: dict[int, Address] = {}
         for version, subnet in families.items():
             if version not in have:
                 given[version] = self._checked(want[version], used) if version in want else self._next(subnet, used)
@@ -197,7 +197,7 @@ def _decoded(content: bytes, empty: Pool) -> Pool:
     every = [address for addresses in names.values() for address in addresses]
     if len(set(every)) != len(every):
         raise ValueError("an address has two names")
-    last = {address.version: address for address in map(parse_address, file.last)}
+    last: dict[int, Address] = {address.version: address for address in map(parse_address, file.last)}
     return replace(empty, names=MappingProxyType(names), last=MappingProxyType(last))
 
 

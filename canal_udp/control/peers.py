@@ -2,8 +2,8 @@
 
 Conflicts   Of two leases that overlap, the one created first counts and the other is a conflict: nobody takes a subnet
             from its owner by announcing it, or a wider one, later. Our own subnets are older than anything.
-Not a peer  A lease with an address of ours (ourselves), one outside the overlay's network, one whose public address lies
-            inside the overlay (its packets would be sent into the tunnel that carries them).
+Not a peer  A lease with an address of ours (ourselves), one outside the overlay's network, one whose public address
+            lies inside the overlay (its packets would be sent into the tunnel that carries them).
 Families    A subnet goes to the peer's public address of its own family when both nodes have one, as flannel does, else
             to that of the other. A subnet of a family that the overlay does not have is passed over.
 """
