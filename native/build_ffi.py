@@ -20,7 +20,7 @@ MODULE = "canal_udp._native"
 SOURCES = (
     *("vnet.c", "parse.c", "fragment.c", "conntrack.c", "judge.c", "fib.c", "policy.c", "tables.c", "epoch.c"),
     *("csum.c", "gso.c", "coalesce.c", "encap_vxlan.c", "encap_udp.c", "encap.c", "ecn.c", "icmp.c", "emit.c", "tx.c"),
-    *("pipeline.c", "io.c", "worker.c", "datapath.c"),
+    *("pipeline.c", "io.c", "process.c", "worker.c", "datapath.c"),
 )
 
 # Never -march=native: a wheel runs on other machines; csum.c and friends choose by CPU at load time.

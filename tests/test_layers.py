@@ -19,8 +19,8 @@ NATIVE = ROOT / "native"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "net"),
-    ("config", "readings", "control", "cni", "encap", "encap.forwarding", "encap.mtu", "encap.codecs"),
-    ("node", "actions", "underlay"),
+    ("config", "readings", "control", "cni", "encap", "endpoints", "underlay"),
+    ("node", "actions", "agenda"),
     ("_abi", "encap.fib", "tunnel"),
     ("dataplane",),
     ("api", "daemon", "lab"),
@@ -39,7 +39,10 @@ DOORS: dict[str, tuple[str, ...]] = {
     "numpy": ("_abi", "encap.fib", "dataplane"),
     "msgspec": ("",),
 }
-PURE = ("errors", "net", "config", "readings", "node", "control.lease", "control.peers", "control.network", "encap.")
+PURE = (
+    *("errors", "net", "config", "readings", "endpoints", "underlay", "node", "actions", "agenda"),
+    *("control.lease", "control.peers", "control.network", "encap."),
+)
 EFFECTS = {"asyncio", "socket", "subprocess", "threading", "time", "os", "fcntl", "signal", "select"}
 
 MODULES = {
