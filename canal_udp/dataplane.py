@@ -36,7 +36,7 @@ CT_STATES = enum_names("enum canal_ct_state", "CANAL_CT_")
 VERDICTS = enum_names("enum canal_verdict", "CANAL_")
 EVENT_KINDS = {
     value: name.removeprefix("CANAL_EVENT_").lower()
-    for value, name in ffi.typeof("enum canal_event_kind").relements.items()
+    for value, name in ffi.typeof("enum canal_event_kind").elements.items()
 }
 
 VNET_HDR_SIZE = lib.CANAL_VNET_HDR_SIZE

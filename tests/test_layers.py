@@ -18,12 +18,12 @@ NATIVE = ROOT / "native"
 # ---- Python: a module imports from layers above it in this list, and from its own -----------------------------------
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "net"),
+    ("errors", "net", "logs"),
     ("config", "readings", "control", "cni", "encap", "endpoints", "underlay"),
     ("node", "actions", "agenda"),
     ("_abi", "encap.fib", "tunnel"),
     ("dataplane",),
-    ("api", "daemon", "lab"),
+    ("api", "daemon", "daemon_hands", "lab"),
     ("cli", "__main__"),
 )
 
