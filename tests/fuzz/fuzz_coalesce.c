@@ -30,7 +30,7 @@ static size_t rows(const uint8_t *data, size_t size, struct canal_span *spans)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	struct canal_span spans[CANAL_BATCH_MAX], joined[CANAL_BATCH_MAX];
+	struct canal_span spans[CANAL_BATCH_MAX] = { 0 }, joined[CANAL_BATCH_MAX];
 	struct canal_vnet vnets[CANAL_BATCH_MAX];
 	struct canal_flow flows[CANAL_BATCH_MAX];
 	uint8_t *out = malloc(OUT_BYTES);
