@@ -180,9 +180,7 @@ class _Family(Generic[NetworkT]):
             fields.parsed(f"{self.key}SubnetMax", parse_bound),
         )
 
-    def pool(
-        self, network: NetworkT, subnet_len: int, first: Address | None, last: Address | None
-    ) -> Pool[NetworkT]:
+    def pool(self, network: NetworkT, subnet_len: int, first: Address | None, last: Address | None) -> Pool[NetworkT]:
         """Flannel's defaults and checks in flannel's order; 0 or an unspecified address means not given."""
         subnet_len = self._subnet_len(network, subnet_len)
         size = 1 << (network.max_prefixlen - subnet_len)
