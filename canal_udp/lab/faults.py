@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -24,6 +25,7 @@ from canal_udp.lab.steps import Ip
 
 TABLE = "canal_lab"
 GRACE_S = 3.0
+START_TIMEOUT_S = 5.0
 
 
 def impair(lab: Lab, lab_state: LabState, network: str, impairment: Impairment) -> str:
@@ -145,6 +147,8 @@ def _relay(lab: Lab, lab_state: LabState, network: Network, impairment: Impairme
     if running:
         running.signal(signal.SIGHUP)
         return
+    counts = lab_state.node_dir(f"net-{network.name}") / "counts.json"
+    counts.unlink(missing_ok=True)
     host.apply(_ports(lab, network, "nomaster"))
     ports = [plan.port_name(member) for member in lab.members(network.name)]
     log = lab_state.node_dir(f"net-{network.name}") / "relay.log"
@@ -152,6 +156,11 @@ def _relay(lab: Lab, lab_state: LabState, network: Network, impairment: Impairme
         plan.network_netns(lab, network.name), commands.relay(ports, lab_state, network.name), log, {}
     )
     lab_state.record_process("relay", network.name, process)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not counts.exists():  # it writes them as soon as it runs
+        if process.state == "gone" or time.monotonic() > deadline:
+            raise LabError(f"the relay of network {network.name!r} does not start: see {log}")
+        time.sleep(0.01)
 
 
 def _ports(lab: Lab, network: Network, change: str) -> Iterator[Ip]:

@@ -144,7 +144,7 @@ def wait_ready(lab: Lab, node: Node, lab_state: LabState) -> None:
     deadline, last = time.monotonic() + READY_TIMEOUT_S, "it does not answer"
     while time.monotonic() < deadline:
         if process.state == "gone":
-            raise LabError(f"the daemon of node {node.name} ended{log_tail(lab_state, node.name)}")
+            raise LabError(f"the daemon of node {node.name} ended{log_tail(lab_state, 'daemon', node.name)}")
         try:
             status = call(lab_state.run_dir(node.name), "status", timeout_s=2.0)
         except DaemonUnreachable:
@@ -155,7 +155,7 @@ def wait_ready(lab: Lab, node: Node, lab_state: LabState) -> None:
         last = f"it is {status['state']}: {', '.join(map(str, status.get('reasons', ())))}"
         time.sleep(POLL_S)
     problem = f"the daemon of node {node.name} is not ready after {READY_TIMEOUT_S:.0f} s: {last}"
-    raise LabError(problem + log_tail(lab_state, node.name))
+    raise LabError(problem + log_tail(lab_state, "daemon", node.name))
 
 
 def wait_peers(lab: Lab, node: Node, lab_state: LabState) -> None:
@@ -203,11 +203,18 @@ def _start_forwarder(lab: Lab, node: Node, others: list[foreign.Peer], lab_state
     argv = [str(foreign.forwarder_program()), *foreign.forwarder_args(lab, node, others)]
     process = processes.spawn(plan.netns(lab, node.name), argv, lab_state.log("forwarder", node.name), {})
     lab_state.record_process("forwarder", node.name, process)
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while "LOWER_UP" not in host.run(["ip", "-n", plan.netns(lab, node.name), "link", "show", foreign.TUN]):
+        if process.state == "gone" or time.monotonic() > deadline:
+            raise LabError(
+                f"the forwarder of node {node.name} does not start{log_tail(lab_state, 'forwarder', node.name)}"
+            )
+        time.sleep(POLL_S)
 
 
-def log_tail(lab_state: LabState, node: str, lines: int = 12) -> str:
-    """The end of a daemon's log for an error message."""
-    file = lab_state.log("daemon", node)
+def log_tail(lab_state: LabState, role: str, node: str, lines: int = 12) -> str:
+    """The end of a process's log for an error message."""
+    file = lab_state.log(role, node)
     if not file.exists():
         return ""
     tail = file.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
