@@ -72,6 +72,22 @@ static inline uint8_t *exact_copy(const uint8_t *bytes, size_t size)
 	return copy;
 }
 
+/* The bytes that a text states in hex, up to its first other character; returns how many. */
+static inline size_t hex_bytes(const char *text, uint8_t *bytes, size_t max)
+{
+	static const char digits[] = "0123456789abcdef";
+	size_t n = 0;
+
+	for (const char *high, *low; n < max; n++) {
+		if (!text[2 * n] || !(high = strchr(digits, text[2 * n])))
+			break;
+		if (!text[2 * n + 1] || !(low = strchr(digits, text[2 * n + 1])))
+			break;
+		bytes[n] = (uint8_t)((high - digits) << 4 | (low - digits));
+	}
+	return n;
+}
+
 /* One line: the label and the bytes in hex. */
 static inline void print_hex(const char *label, const uint8_t *bytes, size_t size)
 {

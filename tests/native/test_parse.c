@@ -84,16 +84,6 @@ static void quoted(const uint8_t *bytes, uint32_t size)
 	free(packet);
 }
 
-static uint32_t from_hex(const char *line, uint8_t *bytes)
-{
-	uint32_t n = 0;
-	unsigned int byte;
-
-	while (n < CANAL_PACKET_MAX && sscanf(line + 2 * (size_t)n, "%2x", &byte) == 1)
-		bytes[n++] = (uint8_t)byte;
-	return n;
-}
-
 int main(int argc, char **argv)
 {
 	static char line[LINE_MAX_BYTES];
@@ -102,7 +92,7 @@ int main(int argc, char **argv)
 
 	CHECK(argc > 1);
 	while (fgets(line, sizeof(line), stdin)) {
-		uint32_t size = from_hex(line, bytes);
+		uint32_t size = (uint32_t)hex_bytes(line, bytes, sizeof(bytes));
 		if (strcmp(argv[1], "prefixes") == 0)
 			prefixes(bytes, size);
 		else if (strcmp(argv[1], "mutate") == 0)
