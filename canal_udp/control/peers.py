@@ -13,7 +13,7 @@ from __future__ import annotations
 import zlib
 from bisect import bisect_right, insort
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from canal_udp.control.lease import Lease
@@ -40,7 +40,7 @@ class LearnedMtu:
 class LearnedMtus:
     """Underlay path MTUs that the kernel or a router told us, by peer address."""
 
-    by_addr: Mapping[Address, LearnedMtu] = MappingProxyType({})
+    by_addr: Mapping[Address, LearnedMtu] = field(default_factory=lambda: MappingProxyType({}))
 
     def learn(self, addr: Address, mtu_bytes: int, now_s: float) -> LearnedMtus:
         """Believe it for MTU_LEARNED_S, but never less than every path must carry."""
