@@ -56,10 +56,11 @@ def spawn(space: str, argv: Sequence[str], log: Path, env: Mapping[str, str]) ->
         (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
         (os.POSIX_SPAWN_DUP2, 1, 2),
     ]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CANAL_")}
     defaults = [signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ]
     try:
         pid = os.posix_spawnp(
-            "ip", command, {**os.environ, **env}, file_actions=actions, setsid=True, setsigdef=defaults, setsigmask=[]
+            "ip", command, inherited | dict(env), file_actions=actions, setsid=True, setsigdef=defaults, setsigmask=[]
         )
     except OSError as error:
         raise LabError(f"cannot start {argv[0]} in {space}: {error.strerror}") from error

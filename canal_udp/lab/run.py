@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import threading
 import time
@@ -75,6 +76,29 @@ def down(lab_state: LabState, say: Say = silent) -> None:
         for name in names:
             _delete_namespace(name)
         lab_state.remove()
+
+
+def shell_lines(lab: Lab, lab_state: LabState) -> Iterator[str]:
+    """What `up` does, as shell commands; peers of foreign nodes are only known when the daemons have their leases."""
+    strangers = foreign.foreign_nodes(lab)
+    yield from (step.shell() for step in plan.wiring(lab))
+    for node in strangers:
+        yield from (step.shell() for step in foreign.node_steps(lab, node))
+    ours = [node for node in lab.nodes.values() if node.kind == "canal"]
+    if ours:
+        yield from (shlex.join(commands.lease_put(lab, foreign.as_peer(lab, node), lab_state)) for node in strangers)
+    for node in ours:
+        yield f"ip netns exec {plan.netns(lab, node.name)} {shlex.join(commands.daemon(lab, node, lab_state))} &"
+    for node in ours:
+        yield from (shlex.join(commands.attach(lab, pod, lab_state)) for pod in lab.pods_of(node.name))
+    peers = [foreign.as_peer(lab, node) for node in strangers]
+    for node, own in zip(strangers, peers, strict=True):
+        others = [peer for peer in peers if peer is not own]
+        if node.kind == "kernel-vxlan":
+            yield from (step.shell() for step in foreign.peer_steps(lab, node, others))
+        else:
+            arguments = shlex.join(foreign.forwarder_args(lab, node, others))
+            yield f"ip netns exec {plan.netns(lab, node.name)} one-by-one {arguments} &"
 
 
 def require_root() -> None:
@@ -168,6 +192,21 @@ def wait_peers(lab: Lab, node: Node, lab_state: LabState) -> None:
             return
         time.sleep(POLL_S)
     raise LabError(f"node {node.name} knows {peers} of {expected} peers; `canal lab exec {node.name} -- canal peers`")
+
+
+def start_missing(lab: Lab, lab_state: LabState, only: str | None = None) -> list[str]:
+    """Start the daemons that do not run, and wait until they serve; returns their nodes. Raises LabError."""
+    running = lab_state.processes()
+    missing = [
+        node
+        for node in lab.nodes.values()
+        if node.kind == "canal" and only in (None, node.name) and running["daemon", node.name].state == "gone"
+    ]
+    for node in missing:
+        start_daemon(lab, node, lab_state)
+    for node in missing:
+        wait_ready(lab, node, lab_state)
+    return [node.name for node in missing]
 
 
 def attach(lab: Lab, pod: Pod, lab_state: LabState) -> PodAddress:
