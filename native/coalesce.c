@@ -16,7 +16,7 @@
  *             While a superpacket is open everything but data, size and vnet says how it stands: flow.tcp_flags has the PSH of its last
  *             packet, total and n_pieces have grown. coalesce_finish() may be called twice.
  * Threads:    a coalescer belongs to one worker.
- * Limits:     CANAL_PACKET_MAX bytes, PIECES_MAX + 1 segments, COALESCE_OPEN_MAX open ones. Never: fragments, IPv4 options, IPv6
+ * Limits:     CANAL_PACKET_MAX bytes, CANAL_SEGMENTS_MAX segments, COALESCE_OPEN_MAX open ones. Never: fragments, IPv4 options, IPv6
  *             extension headers, packets without payload, any TCP flag but ACK and PSH, UDP without checksum.
  * Source:     Linux net/ipv4/tcp_offload.c, udp_offload.c: what the receiving kernel would join; IPv4 ids must count up even with DF,
  *             or the segments would not come back the same.
@@ -37,6 +37,7 @@ enum { IP6_HEADER = 40, IP6_LENGTH = 4, IP6_NEXT = 6, IP6_ADDRS = 8 };
 enum { TCP_SEQ = 4, TCP_ACK_NO = 8, TCP_DATA_OFFSET = 12, TCP_FLAGS = 13, TCP_WINDOW = 14, TCP_CHECK = 16, TCP_URGENT = 18, TCP_OPTIONS = 20 };
 enum { UDP_LENGTH = 4, UDP_CHECK = 6 };
 enum { PSH = 8, ACK = 16 };
+enum { SEGMENTS_MAX = PIECES_MAX + 1 < CANAL_SEGMENTS_MAX ? PIECES_MAX + 1 : CANAL_SEGMENTS_MAX };   /* what vnet_pull() takes back */
 
 static inline uint32_t coalesce_header_size(const struct packet *p)
 {
@@ -92,7 +93,7 @@ bool coalesce_fits(const struct packet *super, const struct packet *next)
 		return false;
 	if (!coalesce_is_segment(super) || !coalesce_is_segment(next) || next->n_pieces)
 		return false;
-	if (payload > first || super->total + payload > CANAL_PACKET_MAX || super->n_pieces == PIECES_MAX || !super->pieces)
+	if (payload > first || super->total + payload > CANAL_PACKET_MAX || super->n_pieces + 1 >= SEGMENTS_MAX || !super->pieces)
 		return false;
 	if (super->n_pieces && super->pieces[super->n_pieces - 1].iov_len < first)
 		return false;                                    /* only the last one may be short */
@@ -171,7 +172,7 @@ static inline bool coalesce_same_flow(const struct canal_flow *a, const struct c
 static inline bool coalesce_related(const struct packet *a, const struct packet *b)
 {
 	if (unlikely((a->flow.flags | b->flow.flags) & CANAL_FLOW_FRAG))
-		return memcmp(a->flow.src, b->flow.src, sizeof(a->flow.src) + sizeof(a->flow.dst)) == 0;
+		return memcmp(&a->flow, &b->flow, offsetof(struct canal_flow, sport_be)) == 0;
 	return a->hash == b->hash && coalesce_same_flow(&a->flow, &b->flow);
 }
 
