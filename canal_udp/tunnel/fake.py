@@ -1,0 +1,138 @@
+"""A host of one process: TUN devices, sockets and links without the kernel's, for tests without root.
+
+Structure  a FakeTun is a SOCK_SEQPACKET pair: the data plane has one end, the test the other, packets keep their edges.
+           FakeHost keeps what was done to it, and does what a test says is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+
+from canal_udp.actions import IPAddress, Link, Sockets
+from canal_udp.errors import DeviceError
+from canal_udp.tunnel.sockets import UnderlaySocket
+from canal_udp.underlay import Underlay, Wish
+
+
+class FakeTun:
+    """A TUN device; `far` is the end where the pod would be. Frames start with a virtio_net_hdr, as at a real one."""
+
+    def __init__(self, ifname: str, inode: tuple[int, int] | None = None) -> None:
+        self.ifname, self.inode, self.alive = ifname, inode, True
+        self.kept: bool | None = None
+        self.near, self.far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+
+    @property
+    def fd(self) -> int:
+        """The data plane's end."""
+        return self.near.fileno()
+
+    def close(self, *, keep: bool) -> None:
+        """Close both ends and remember whether the device was to stay."""
+        self.kept = keep
+        self.near.close()
+        self.far.close()
+
+
+class FakeMonitor:
+    """A monitor that a test rings."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on."""
+        return self._fd
+
+    def ring(self) -> None:
+        """Announce a change."""
+        os.eventfd_write(self._fd, 1)
+
+    def drain(self) -> None:
+        """Forget what was announced."""
+        try:
+            os.eventfd_read(self._fd)
+        except BlockingIOError:
+            return
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self._fd)
+
+
+@dataclass
+class FakeHost:
+    """A `Host` whose state is plain attributes."""
+
+    underlay_now: Underlay = field(
+        default_factory=lambda: Underlay("eth0", 1500, IPv4Address("127.0.0.1"), None, IPv4Address("127.0.0.1"), None)
+    )
+    tuns: dict[tuple[str | None, str], FakeTun] = field(default_factory=dict)
+    links: dict[tuple[str | None, str], Link] = field(default_factory=dict)
+    monitors: dict[str | None, FakeMonitor] = field(default_factory=dict)
+    namespaces: dict[str, int] = field(default_factory=dict)  # path -> number of the namespace
+    recursive: frozenset[IPAddress] = frozenset()
+    broken: dict[str, str] = field(default_factory=dict)  # method -> problem
+    sysctls: dict[str, str] = field(default_factory=dict)
+
+    def _fail(self, method: str) -> None:
+        if method in self.broken:
+            raise DeviceError(self.broken[method])
+
+    def open_tun(self, ifname: str, namespace: str | None) -> FakeTun:
+        """Open a fake TUN."""
+        self._fail("open_tun")
+        self.tuns[namespace, ifname] = FakeTun(ifname, self.inode(namespace) if namespace else None)
+        return self.tuns[namespace, ifname]
+
+    def open_sockets(self, wanted: Sockets, *, gro: bool) -> list[UnderlaySocket]:
+        """Open one real socket on any port of the loopback address."""
+        self._fail("open_sockets")
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        sock.bind(("127.0.0.1", 0))
+        return [UnderlaySocket(sock, wanted.encap, 4, False, gro)]
+
+    def monitor(self, namespace: str | None) -> FakeMonitor:
+        """Make a monitor that the test can ring."""
+        self.monitors[namespace] = FakeMonitor()
+        return self.monitors[namespace]
+
+    def reconcile(self, link: Link) -> tuple[str, ...] | None:
+        """Take a link as it is wanted, if its TUN is alive."""
+        self._fail("reconcile")
+        key = (link.netns, link.ifname)
+        if key not in self.tuns or not self.tuns[key].alive:
+            return None
+        changed = self.links.get(key) != link
+        self.links[key] = link
+        return ("all",) if changed else ()
+
+    def identity(self, namespace: str) -> str:
+        """Return the number of the namespace at a path."""
+        if namespace not in self.namespaces:
+            raise DeviceError(f"network namespace {namespace}: No such file or directory")
+        return f"fake/{self.namespaces[namespace]}"
+
+    def inode(self, namespace: str) -> tuple[int, int] | None:
+        """Return the number of the namespace at a path, if any."""
+        return (0, self.namespaces[namespace]) if namespace in self.namespaces else None
+
+    def underlay(self, wish: Wish) -> Underlay:
+        """Return the underlay that the test set."""
+        self._fail("underlay")
+        return self.underlay_now
+
+    def leading_into(self, ifname: str, addresses: frozenset[IPAddress]) -> frozenset[IPAddress]:
+        """Return the addresses that the test made recursive."""
+        return addresses & self.recursive
+
+    def sysctl(self, path: str) -> str:
+        """Return a sysctl that the test set."""
+        return self.sysctls.get(path, "")
+
+    def restore_sysctl(self, path: str, value: str) -> None:
+        """Set a sysctl."""
+        self.sysctls[path] = value

@@ -1,0 +1,113 @@
+"""This host, as the daemon sees and changes it: the one place where goals meet the kernel.
+
+Structure  `Host` is what the daemon needs; `RealHost` is the kernel, `fake.FakeHost` a model of it for tests.
+Threads    every method may block for milliseconds: call it in the daemon's host thread, one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from canal_udp.actions import IPAddress, Link, Sockets
+from canal_udp.errors import DeviceError
+from canal_udp.tunnel import netlink, netns
+from canal_udp.tunnel.device import Tun, open_tun
+from canal_udp.tunnel.netlink import Monitor, Netlink
+from canal_udp.tunnel.sockets import UnderlaySocket, open_underlay_set
+from canal_udp.underlay import Underlay, Wish, choose
+
+
+class AnyTun(Protocol):
+    """An open TUN."""
+
+    @property
+    def fd(self) -> int: ...
+    @property
+    def alive(self) -> bool: ...
+    @property
+    def inode(self) -> tuple[int, int] | None: ...
+    def close(self, *, keep: bool) -> None: ...
+
+
+class AnyMonitor(Protocol):
+    """Something to wait on for changes in a namespace."""
+
+    def fileno(self) -> int: ...
+    def drain(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Host(Protocol):
+    """What the daemon needs of the host."""
+
+    def open_tun(self, ifname: str, namespace: str | None) -> AnyTun: ...
+    def open_sockets(self, wanted: Sockets, *, gro: bool) -> list[UnderlaySocket]: ...
+    def monitor(self, namespace: str | None) -> AnyMonitor: ...
+    def reconcile(self, link: Link) -> tuple[str, ...] | None: ...
+    def identity(self, namespace: str) -> str: ...
+    def inode(self, namespace: str) -> tuple[int, int] | None: ...
+    def underlay(self, wish: Wish) -> Underlay: ...
+    def leading_into(self, ifname: str, addresses: frozenset[IPAddress]) -> frozenset[IPAddress]: ...
+    def sysctl(self, path: str) -> str: ...
+    def restore_sysctl(self, path: str, value: str) -> None: ...
+
+
+class RealHost:
+    """The kernel of this machine, seen from this process's network namespace."""
+
+    def open_tun(self, ifname: str, namespace: str | None) -> Tun:
+        """Open a TUN, in `namespace` if given."""
+        return open_tun(ifname, namespace)
+
+    def open_sockets(self, wanted: Sockets, *, gro: bool) -> list[UnderlaySocket]:
+        """Open the underlay sockets of one encapsulation and family."""
+        return open_underlay_set(wanted.address, wanted.port, wanted.encap, gro=gro)
+
+    def monitor(self, namespace: str | None) -> Monitor:
+        """Watch links, addresses and routes of a namespace."""
+        return netns.run_inside(namespace, Monitor)
+
+    def reconcile(self, link: Link) -> tuple[str, ...] | None:
+        """Bring a device to the wanted state; None if it is not there."""
+        return netns.run_inside(link.netns, lambda: netlink.reconcile(link))
+
+    def identity(self, namespace: str) -> str:
+        """Tell a namespace from every other that its path ever named."""
+        return netns.identity(namespace)
+
+    def inode(self, namespace: str) -> tuple[int, int] | None:
+        """Tell cheaply whether a path still names the namespace that we hold open."""
+        return netns.inode(namespace)
+
+    def underlay(self, wish: Wish) -> Underlay:
+        """Choose the underlay interface and addresses."""
+        with Netlink() as socket:
+            return choose(wish, socket.interfaces(), socket.default_routes(), socket.route_to)
+
+    def leading_into(self, ifname: str, addresses: frozenset[IPAddress]) -> frozenset[IPAddress]:
+        """Return those addresses that the kernel would send into the device `ifname`: a tunnel in itself."""
+        with Netlink() as socket:
+            found = socket.link(name=ifname)
+            if found is None:
+                return frozenset()
+            index = int(found["index"])
+            routes = ((address, socket.route_to(address)) for address in addresses)
+            return frozenset(address for address, route in routes if route is not None and route[0] == index)
+
+    def sysctl(self, path: str) -> str:
+        """Read a sysctl of this namespace."""
+        return netlink.read_sysctl(path)
+
+    def restore_sysctl(self, path: str, value: str) -> None:
+        """Write a sysctl of this namespace."""
+        netlink.write_sysctl(path, value)
+
+
+def attempt(work: Callable[[], None]) -> str:
+    """Do some clean-up; returns what went wrong, if anything did, for the log."""
+    try:
+        work()
+    except (DeviceError, OSError) as error:
+        return str(error)
+    return ""
