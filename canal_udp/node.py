@@ -1,0 +1,384 @@
+"""The core: events in, actions out, the time an argument. It decides what shall be true; others make it true.
+
+Structure    event ─► facts: config, network, lease, leases, underlay, endpoints, learned MTUs
+                        └─► wanted goals, in the order of their dependence ─► Agenda ─► Do, Undo
+Invariants   Level-triggered: goals are derived anew from all facts after every event, so a lost, doubled or late event
+             cannot leave the wrong state. Nothing that works is taken back because the store is away.
+             A pod is in the tables only while its device is open; its address outlives every failure until `Detach`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+
+from canal_udp.actions import (
+    HOST,
+    Action,
+    Attach,
+    Detach,
+    Device,
+    DeviceGone,
+    Done,
+    Event,
+    Failed,
+    File,
+    Goal,
+    IPAddress,
+    IPInterface,
+    IPNetwork,
+    LeaseHeld,
+    LeasesSeen,
+    Link,
+    Log,
+    MtuLearned,
+    NamespaceGone,
+    NetworkKnown,
+    Published,
+    Release,
+    RoutesSeen,
+    Sockets,
+    StoreSeen,
+    Tick,
+    UnderlaySeen,
+)
+from canal_udp.agenda import Agenda
+from canal_udp.config import DaemonConfig, with_network
+from canal_udp.control.lease import Lease
+from canal_udp.control.network import NetworkConfig
+from canal_udp.control.peers import LearnedMtus, PeerTable, peer_table, table_routes
+from canal_udp.control.store import LeaseSnapshot
+from canal_udp.control.subnet_env import SubnetEnv
+from canal_udp.encap.forwarding import Encap, Forwarding, Route, Vtep, vtep_key
+from canal_udp.encap.mtu import inner_mtu
+from canal_udp.endpoints import FILE_NAME, Endpoint, dump
+from canal_udp.errors import ConfigError
+from canal_udp.net import contains
+from canal_udp.underlay import Underlay
+
+_POD_SYSCTLS = (
+    ("net/ipv4/conf/{}/accept_redirects", "0"),
+    ("net/ipv6/conf/{}/accept_redirects", "0"),
+    ("net/ipv6/conf/{}/accept_ra", "0"),
+    ("net/ipv6/conf/{}/autoconf", "0"),
+    ("net/ipv6/conf/{}/addr_gen_mode", "1"),  # no link-local address: nothing to solicit or listen for
+)
+_HOST_SYSCTLS = (*_POD_SYSCTLS, ("net/ipv4/conf/{}/send_redirects", "0"))
+_ANYWHERE: dict[int, IPNetwork] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
+# without these the host does not route between us and its other interfaces
+_FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
+
+
+class Node:
+    """This host's part of the overlay."""
+
+    def __init__(self, config: DaemonConfig, mac: bytes, endpoints: tuple[Endpoint, ...]) -> None:
+        self.mac = mac
+        self.config = config  # with what the network config of the store adds
+        self._given = config
+        self.network: NetworkConfig | None = None
+        self.lease: Lease | None = None
+        self.leases: LeaseSnapshot | None = None
+        self.underlay: Underlay | None = None
+        self.endpoints: dict[str, Endpoint] = {one.name: one for one in endpoints}
+        self.peers = PeerTable((), ())  # the other nodes, and the leases that are not used with the reason
+        self.recursive: frozenset[IPAddress] = frozenset()
+        self.published = False  # ever
+        # what is being worked on
+        self._agenda = Agenda()
+        self._learned = LearnedMtus()
+        self._next_id = max((one.id for one in endpoints), default=0) + 1
+        self._problems: dict[str, str] = {}
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Take an event in; returns what is to be done about it, in order."""
+        logs = list(self._take(event, now))
+        if isinstance(event, NetworkKnown | LeaseHeld | LeasesSeen) and self.network and self.lease and self.leases:
+            self.peers = peer_table(self.leases.leases, self.lease, self.network)
+        self._learned = self._learned.expire(now)
+        return [*logs, *self._agenda.settle(self._wanted(), now)]
+
+    # facts
+
+    def _take(self, event: Event, now: float) -> Iterator[Action]:
+        match event:
+            case Tick():
+                pass
+            case Done(goal):
+                self._take_done(goal)
+            case Failed(goal, problem):
+                if self._agenda.failed(goal, problem, now):
+                    yield Log("warning", "goal.failed", (("goal", goal.key), ("reason", problem)))
+            case UnderlaySeen(underlay, problem):
+                yield from self._take_underlay(underlay, problem)
+            case NetworkKnown(network):
+                self._take_network(network)
+            case LeaseHeld(lease):
+                yield from self._take_lease(lease)
+            case LeasesSeen(snapshot):
+                self.leases = snapshot
+            case StoreSeen(problem):
+                yield from self._note("store", problem)
+            case Attach(endpoint):
+                self._take_endpoint(endpoint)
+            case Detach(name):
+                yield from self._drop(name, "endpoint.detached")
+            case NamespaceGone(name):
+                yield from self._drop(name, "endpoint.namespace_gone")
+            case DeviceGone(name):
+                for kind in ("link", "device"):
+                    self._agenda.lost(f"{kind} {name}")
+                yield Log("warning", "device.gone", (("name", name or "host"),))
+            case MtuLearned(address, mtu_bytes):
+                self._learned = self._learned.learn(address, mtu_bytes, now)
+                yield Log("info", "mtu.learned", (("peer", address), ("mtu_bytes", mtu_bytes)))
+            case RoutesSeen(recursive):
+                yield from self._take_recursive(recursive)
+
+    def _take_done(self, goal: Goal) -> None:
+        self._agenda.done(goal)
+        if isinstance(goal, Device):
+            self._agenda.lost(f"link {goal.name}")
+            self._agenda.lost("forwarding")  # the port may have another index now
+        elif isinstance(goal, Published):
+            self.published = True
+
+    def _take_underlay(self, underlay: Underlay | None, problem: str) -> Iterator[Action]:
+        yield from self._note("underlay", problem)
+        if underlay is not None and underlay != self.underlay:
+            self.underlay = underlay
+            addresses = [str(ip) for ip in (underlay.public_ip, underlay.public_ip6) if ip]
+            fields = (
+                ("iface", underlay.interface),
+                ("public_ip", ",".join(addresses)),
+                ("mtu_bytes", underlay.mtu_bytes),
+            )
+            yield Log("info", "underlay.chosen", fields)
+
+    def _take_network(self, network: NetworkConfig) -> None:
+        try:
+            self.config = with_network(self._given, network)
+        except ConfigError as error:
+            self._problems["network"] = str(error)
+            return
+        self._problems.pop("network", None)
+        # what this node was told itself goes before what the store says
+        self.network = replace(network, encap=self.config.encap, port=self.config.port, vni=self.config.vni)
+
+    def _take_lease(self, lease: Lease) -> Iterator[Action]:
+        if self.lease is None or self.lease.key != lease.key:
+            yield Log("info", "lease.held", (("subnet", lease.key), ("expires_at", lease.expires_at)))
+        self.lease = lease
+
+    def _take_endpoint(self, endpoint: Endpoint) -> None:
+        before = self.endpoints.get(endpoint.name)
+        if before is not None:
+            self.endpoints[endpoint.name] = replace(endpoint, id=before.id)
+            return
+        self.endpoints[endpoint.name] = replace(endpoint, id=self._next_id)
+        self._next_id += 1
+
+    def _drop(self, name: str, event: str) -> Iterator[Action]:
+        if self.endpoints.pop(name, None) is not None:
+            yield Log("info", event, (("name", name),))
+            yield Release(name)
+
+    def _take_recursive(self, recursive: frozenset[IPAddress]) -> Iterator[Action]:
+        for address in sorted(recursive - self.recursive, key=str):
+            yield Log("error", "peer.recursive", (("peer", address), ("device", self.config.host_ifname)))
+        for address in sorted(self.recursive - recursive, key=str):
+            yield Log("info", "peer.reachable_again", (("peer", address),))
+        self.recursive = recursive
+
+    def _note(self, topic: str, problem: str) -> Iterator[Action]:
+        before = self._problems.get(topic, "")
+        if problem == before:
+            return
+        if problem:
+            self._problems[topic] = problem
+            yield Log("warning", f"{topic}.failed", (("reason", problem),))
+        else:
+            del self._problems[topic]
+            yield Log("info", f"{topic}.recovered")
+
+    # goals
+
+    def _wanted(self) -> Iterator[Goal]:
+        """Everything that shall be true, in the order in which one needs the other."""
+        yield File(self.config.state_dir / FILE_NAME, dump(self.endpoints.values()), 0o600)
+        if self.network is None or self.lease is None or self.underlay is None:
+            return
+        yield from self._sockets(self.underlay)
+        try:
+            mtu_bytes = self.mtu_bytes
+            forwarding = self._forwarding()
+        except ConfigError as error:
+            self._problems["mtu"] = str(error)
+            return
+        self._problems.pop("mtu", None)
+        devices = [Device(HOST, self.config.host_ifname, None, mtu_bytes, 0)]
+        devices += [Device(one.name, one.ifname, one.netns, mtu_bytes, one.id) for one in self.endpoints.values()]
+        yield from devices
+        yield from (self._link(device) for device in devices if self._agenda.is_true(device))
+        if self._agenda.get(f"device {HOST}") is not None:
+            yield Published(forwarding)
+        if self.published:
+            yield File(self.config.subnet_file, self._subnet_env().text(), 0o644)
+
+    @property
+    def mtu_bytes(self) -> int:
+        """MTU of every device of ours: what the underlay leaves after the encapsulation.
+
+        Raises   ConfigError if that is too little for any packet.
+        """
+        assert self.underlay is not None
+        family = 4 if self.underlay.public_ip is not None else 6
+        outer = self.config.mtu or self.underlay.mtu_bytes
+        return inner_mtu(self.config.encap, 4 if family == 4 else 6, outer)
+
+    def _sockets(self, underlay: Underlay) -> Iterator[Sockets]:
+        """Our own encapsulation's to receive, and those of peers that speak another."""
+        assert self.network is not None
+        encaps: dict[Encap, None] = dict.fromkeys((self.config.encap, *(peer.encap for peer in self.peers.peers)))
+        for encap in encaps:
+            for address in (underlay.bind, underlay.bind6):
+                if address is not None:
+                    yield Sockets(encap, address, self.network.port_of(encap))
+
+    def _link(self, device: Device) -> Link:
+        assert self.network is not None
+        if device.name == HOST:
+            return self._host_link(device)
+        ips = self.endpoints[device.name].ips
+        return Link(
+            name=device.name,
+            ifname=device.ifname,
+            netns=device.netns,
+            mtu_bytes=device.mtu_bytes,
+            addresses=tuple(_alone(ip) for ip in ips),
+            routes=tuple(_ANYWHERE[version] for version in sorted({ip.version for ip in ips})),
+            within=self.network.networks,
+            sysctls=_sysctls(_POD_SYSCTLS, device.ifname),
+            loopback_up=True,
+        )
+
+    def _host_link(self, device: Device) -> Link:
+        assert self.network is not None and self.lease is not None
+        forwarding = [_FORWARDING[prefix.version] for prefix in self.lease.prefixes]
+        return Link(
+            name=HOST,
+            ifname=device.ifname,
+            netns=None,
+            mtu_bytes=device.mtu_bytes,
+            addresses=tuple(_alone(prefix.network_address) for prefix in self.lease.prefixes),
+            routes=self.network.networks,
+            within=self.network.networks,
+            sysctls=(*_sysctls(_HOST_SYSCTLS, device.ifname), *((path, "1") for path in forwarding)),
+        )
+
+    @property
+    def vteps(self) -> tuple[Vtep, ...]:
+        """The VTEPs of all peers, with what each path carries."""
+        return self._layout()[0]
+
+    def _layout(self) -> tuple[tuple[Vtep, ...], tuple[Route, ...]]:
+        if self.network is None or self.underlay is None:
+            return (), ()
+        return table_routes(self.peers, self.network, self.config.mtu or self.underlay.mtu_bytes, self._learned)
+
+    def _forwarding(self) -> Forwarding:
+        """The tables that follow from everything known; the generation is given when they are published."""
+        assert self.network is not None and self.lease is not None
+        vteps, vtep_routes = self._layout()
+        lost = {vtep_key(vtep) for vtep in vteps if vtep.addr in self.recursive}
+        routes: dict[IPNetwork, Route] = {}
+        for route in (*self._local_routes(), *(one for one in vtep_routes if one.key not in lost)):
+            routes.setdefault(route.prefix, route)
+        return Forwarding(
+            generation=0,
+            router4=self.lease.subnet.network_address if self.lease.subnet else None,
+            router6=self.lease.subnet6.network_address if self.lease.subnet6 else None,
+            mac=self.mac,
+            vni=self.network.vni,
+            mss_clamp=True,
+            vteps=tuple(vtep for vtep in vteps if vtep_key(vtep) not in lost),
+            routes=tuple(routes.values()),
+        )
+
+    def _local_routes(self) -> Iterator[Route]:
+        """Pods, this node's address and subnet (pods behind a bridge), nobody's part of the overlay, and the world."""
+        assert self.network is not None and self.lease is not None
+        for one in self.endpoints.values():
+            if self._agenda.get(f"device {one.name}") is not None:
+                yield from (Route(_alone(ip).network, "pod", one.name, local=True) for ip in one.ips)
+        for subnet in self.lease.prefixes:
+            yield Route(_alone(subnet.network_address).network, "host", "", local=True)
+            yield Route(subnet, "host", "", local=True)
+        for network in self.network.networks:
+            yield Route(network, "reject", "", local=False)
+        for anywhere in _ANYWHERE.values():
+            yield Route(anywhere, "host", "", local=False)
+
+    def _subnet_env(self) -> SubnetEnv:
+        assert self.network is not None and self.lease is not None
+        return SubnetEnv(
+            self.network.network, self.lease.subnet, self.network.network6, self.lease.subnet6, self.mtu_bytes
+        )
+
+    # what others may know
+
+    @property
+    def state(self) -> str:
+        """ "starting" until the first tables are in use; then "ready", or "degraded" while there are reasons."""
+        if not self.published:
+            return "starting"
+        return "degraded" if self.reasons else "ready"
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What is not as it should be, for people."""
+        found = [problem for _, problem in sorted(self._problems.items())]
+        found += self._agenda.problems
+        found += [
+            f"peer {ip}: its underlay route leads into {self.config.host_ifname}"
+            for ip in sorted(self.recursive, key=str)
+        ]
+        found += [f"lease {conflict.lease.key} is not used: {conflict.problem}" for conflict in self.peers.conflicts]
+        found += [f"{one.name}: its address is outside this node's subnet; attach it anew" for one in self._strangers()]
+        if self.lease is None:
+            found.append("no lease yet")
+        return tuple(found)
+
+    def _strangers(self) -> list[Endpoint]:
+        if self.lease is None:
+            return []
+        subnets = self.lease.prefixes
+        return [
+            one
+            for one in self.endpoints.values()
+            if not all(any(contains(net, ip) for net in subnets) for ip in one.ips)
+        ]
+
+    def problem_of(self, name: str) -> str:
+        """Why an endpoint is not connected; empty if it is."""
+        for kind in ("device", "link"):
+            if self._agenda.problem(f"{kind} {name}"):
+                return self._agenda.problem(f"{kind} {name}")
+        if self._agenda.get(f"link {name}") is None:
+            return "not connected yet"
+        return self._agenda.problem("forwarding")
+
+    @property
+    def goals(self) -> tuple[Goal, ...]:
+        """Everything that is true now because of us, in the order in which it became so."""
+        return self._agenda.true
+
+
+def _alone(address: IPAddress) -> IPInterface:
+    """The address as an interface has it: /32 or /128."""
+    return IPv4Interface(address) if isinstance(address, IPv4Address) else IPv6Interface(address)
+
+
+def _sysctls(templates: tuple[tuple[str, str], ...], ifname: str) -> tuple[tuple[str, str], ...]:
+    return tuple((path.format(ifname), value) for path, value in templates)
