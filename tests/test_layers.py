@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("node", "actions", "agenda"),
     ("_abi", "encap.fib", "tunnel"),
     ("dataplane",),
-    ("api", "daemon", "daemon_hands", "daemon_store", "lab"),
+    ("api", "daemon", "daemon_api", "daemon_hands", "daemon_health", "daemon_store", "lab"),
     ("cli", "__main__"),
 )
 

@@ -1,0 +1,368 @@
+"""The daemon: where sockets, timers and signals meet the node's decisions. It decides nothing itself.
+
+Structure    signals, timers, monitors, store, requests ─► event ─► Node.handle ─► actions ─► Hands ─► events ─► ...
+Invariants   Events are handled one after the other, each with everything that follows from it (`apply` holds a lock).
+             A stop leaves pods connected: devices and addresses stay, the next daemon takes them over; not so --clean.
+Threads      the loop's (control), one for the host's blocking calls, one for the store, one worker without the GIL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import time
+from collections import deque
+from pathlib import Path
+from typing import IO, Any
+
+import uvloop
+
+from canal_udp.actions import (
+    Action,
+    Detach,
+    Do,
+    Event,
+    Log,
+    MtuLearned,
+    NamespaceGone,
+    Release,
+    Tick,
+    Undo,
+)
+from canal_udp.cni.ipam import Ipam
+from canal_udp.config import DaemonConfig, parse_listen
+from canal_udp.control.acquire import Claim, Previous
+from canal_udp.control.store import open_store
+from canal_udp.control.subnet_env import previous_subnets, read, replace_file
+from canal_udp.daemon_api import Server, Service
+from canal_udp.daemon_hands import Hands
+from canal_udp.daemon_health import HealthServer, sd_notify
+from canal_udp.daemon_store import Keeper
+from canal_udp.dataplane import Dataplane, DataplaneConfig
+from canal_udp.endpoints import FILE_NAME, Endpoint, load
+from canal_udp.errors import CanalError, ConfigError, DeviceError
+from canal_udp.logs import event, setup
+from canal_udp.node import Node
+from canal_udp.tunnel import selftest
+from canal_udp.tunnel.host import Host, RealHost
+from canal_udp.tunnel.selftest import Offloads
+from canal_udp.underlay import Wish
+
+LOG = logging.getLogger("canal.daemon")
+LOCK_NAME = "daemon.lock"  # held while the daemon runs; has its process id
+TICK_S = 1.0
+DEBOUNCE_S = 0.05  # a burst of netlink announcements is one look
+STOP_S = 2.0
+_IP_FORWARD = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
+
+
+def run(config: DaemonConfig) -> int:
+    """Run the daemon until a signal ends it; returns the exit status."""
+    setup(config.log_level)
+    with _sole_daemon(config.run_dir):
+        return uvloop.run(_main(config))
+
+
+async def _main(config: DaemonConfig) -> int:
+    offloads = selftest.run()
+    event(LOG, "info", "offload.tested", mode=offloads.mode, reason=offloads.reason)
+    with Dataplane(dataplane_config(config, offloads)) as dataplane:
+        daemon = Daemon(config, RealHost(), dataplane, offloads)
+        await daemon.start()
+        status = await daemon.until_stopped()
+        await daemon.stop()
+    return status
+
+
+class Daemon:
+    """One node, running."""
+
+    def __init__(self, config: DaemonConfig, host: Host, dataplane: Dataplane, offloads: Offloads) -> None:
+        self.config, self.dataplane, self.offloads = config, dataplane, offloads
+        self.host = host
+        self.node = Node(config, _own_mac(config.state_dir), _saved_endpoints(config.state_dir))
+        self.hands = Hands(host, dataplane, gro=offloads.udp_gro, wake=self._wake)
+        self.ipam: Ipam | None = None
+        self._lock = asyncio.Lock()
+        self._stopping = asyncio.Event()
+        self._look = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._found_sysctls = {path: host.sysctl(path) for path in _IP_FORWARD}
+        self._store = open_store(config.store)
+        previous = Previous(*previous_subnets(read(config.subnet_file)))
+        self._keeper = Keeper(self._store, config, previous, self._claim, self.apply)
+        self._server = Server(Service(self))
+        self._health = HealthServer(self._not_ready)
+        self._ready = False
+
+    # life
+
+    async def start(self) -> None:
+        """Take over what an earlier daemon left, and begin."""
+        self.dataplane.start()
+        for name in await self.hands.blocking(self._vanished):
+            await self.apply(NamespaceGone(name))
+        await self.apply(await self.hands.underlay(self.wish))
+        asyncio.get_running_loop().add_reader(self.dataplane.events_fd, self._on_dataplane_events)
+        self._spawn(self._keeper.run(), "store")
+        self._spawn(self._tick(), "tick")
+        await self._server.start(self.config.run_dir)
+        if self.config.healthz_addr:
+            await self._health.start(*parse_listen(self.config.healthz_addr))
+
+    async def until_stopped(self) -> int:
+        """Wait for SIGTERM or SIGINT, or for a part of us to fail."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        done, _ = await asyncio.wait([stopping, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+        if stopping in done:
+            return 0
+        stopping.cancel()
+        for task in done:
+            event(LOG, "error", "daemon.failed", task=task.get_name(), reason=repr(task.exception()))
+        return 1
+
+    async def stop(self) -> None:
+        """Stop; pods stay connected to devices that wait for the next daemon, unless --clean."""
+        sd_notify("STOPPING=1")
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.stop()
+        await self._health.stop()
+        asyncio.get_running_loop().remove_reader(self.dataplane.events_fd)
+        if self.config.clean:
+            await self._clean()
+        try:
+            self.dataplane.stop(STOP_S)
+        except CanalError as error:
+            event(LOG, "error", "worker.failed", reason=error)
+        await self.hands.close()
+        await self._store.close()
+        event(LOG, "info", "daemon.stopped", clean=self.config.clean)
+
+    async def _clean(self) -> None:
+        """Leave the machine as it was found: no devices, no files, no lease."""
+        for name in list(self.node.endpoints):
+            await self.apply(Detach(name))
+        for goal in reversed(self.node.goals):
+            await self.hands.undo(goal)
+        for path, value in self._found_sysctls.items():
+            if value == "0":
+                await self.hands.blocking(lambda path=path, value=value: self.host.restore_sysctl(path, value))  # type: ignore[misc]
+        with contextlib.suppress(CanalError):  # the store is away: the lease ends by itself
+            await self._keeper.give_back()
+        for name in ("ipam.json", "node.json", FILE_NAME):
+            (self.config.state_dir / name).unlink(missing_ok=True)
+        (self.config.run_dir / LOCK_NAME).unlink(missing_ok=True)
+
+    # events and actions
+
+    async def apply(self, *events: Event) -> None:
+        """Handle events, and everything that follows from them, before anyone else's."""
+        async with self._lock:
+            queue = deque(events)
+            while queue:
+                for action in self.node.handle(queue.popleft(), now()):
+                    queue.extend(await self._perform(action))
+            await self._follow()
+
+    async def _perform(self, action: Action) -> list[Event]:
+        match action:
+            case Do(goal):
+                return await self.hands.do(goal)
+            case Undo(goal):
+                await self.hands.undo(goal)
+            case Release(name):
+                if self.ipam is not None:
+                    ipam = self.ipam
+                    await self.hands.blocking(lambda: ipam.release(name))
+            case Log(level, name, fields):
+                event(LOG, level, name, **dict(fields))
+        return []
+
+    async def _follow(self) -> None:
+        """What depends on the node's state, but is no goal of its own."""
+        lease = self.node.lease
+        if lease is not None and (self.ipam is None or self.ipam.pool.subnets != lease.prefixes):
+            self.ipam = await self.hands.blocking(lambda: self._open_ipam(lease.subnet, lease.subnet6))
+        if self.node.published and not self._ready:
+            self._ready = True
+            sd_notify("READY=1")
+            event(LOG, "info", "daemon.ready", subnet=lease.key if lease else "", run_dir=self.config.run_dir)
+
+    def _open_ipam(self, subnet: Any, subnet6: Any) -> Ipam:
+        """Read the pool; names that no endpoint bears are left over from a crash, endpoints it lost are put back."""
+        ipam = Ipam(self.config.state_dir / "ipam.json", subnet, subnet6)
+        for name in set(ipam.pool.names) - self.node.endpoints.keys():
+            ipam.release(name)
+        for one in self.node.endpoints.values():
+            with contextlib.suppress(CanalError):  # of another subnet: reported by the node
+                ipam.allocate(one.name, one.ips)
+        return ipam
+
+    # timers and descriptors
+
+    async def _tick(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), TICK_S)
+                await asyncio.sleep(DEBOUNCE_S)
+            self._look.clear()
+            peers = [ip for peer in self.node.peers.peers for ip in (peer.addr4, peer.addr6) if ip is not None]
+            async with self._lock:
+                events = await self.hands.inspect(self.wish, peers)
+            await self.apply(Tick(), *events)
+
+    def _wake(self) -> None:
+        self._look.set()
+
+    def _on_dataplane_events(self) -> None:
+        found = self.dataplane.events()
+        events = [MtuLearned(one.addr, one.value) for one in found if one.kind == "mtu" and one.addr is not None]
+        for one in found:
+            if one.kind != "mtu":
+                event(LOG, "warning", f"dataplane.{one.kind}", port=one.port, value=one.value)
+        self._wake()
+        if events:
+            self._spawn(self.apply(*events), "mtu", watched=False)
+
+    def _spawn(self, work: Any, name: str, *, watched: bool = True) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        if watched:
+            self._tasks.append(task)
+        else:
+            self._once = task  # the loop itself keeps no strong reference
+
+    # what others need to know
+
+    @property
+    def wish(self) -> Wish:
+        """What the user said about the underlay."""
+        config = self.config
+        return Wish(
+            names=config.iface,
+            expressions=config.iface_regex,
+            can_reach=config.iface_can_reach or "",
+            public_ip=config.public_ip,
+            public_ip6=config.public_ip6,
+            exclude=(config.host_ifname, "lo"),
+        )
+
+    def _claim(self) -> Claim | None:
+        underlay, config = self.node.underlay, self.node.config
+        if underlay is None or self.node.network is None:
+            return None
+        return Claim(
+            underlay.public_ip,
+            underlay.public_ip6,
+            encap=config.encap,
+            vtep_mac=self.node.mac if config.encap == "vxlan" else None,
+            node=config.node or socket.gethostname(),
+            vni=config.vni,
+        )
+
+    def reasons(self) -> tuple[str, ...]:
+        """Everything that is not as it should be."""
+        found = list(self.node.reasons)
+        if not self.dataplane.running:
+            found.append(f"the worker does not run: {self.dataplane.worker_error or 'stopped'}")
+        return tuple(found)
+
+    def state(self) -> str:
+        """starting, ready or degraded."""
+        if not self.node.published:
+            return "starting"
+        return "degraded" if self.reasons() else "ready"
+
+    def _not_ready(self) -> tuple[str, ...]:
+        if not self.node.published:
+            return self.reasons() or ("starting",)
+        return self.reasons()
+
+    def _vanished(self) -> list[str]:
+        """Endpoints whose namespace went while no daemon ran, or whose path another namespace took."""
+        return [one.name for one in self.node.endpoints.values() if not self._stands(one)]
+
+    def _stands(self, endpoint: Endpoint) -> bool:
+        try:
+            return self.host.identity(endpoint.netns) == endpoint.netns_id
+        except DeviceError:
+            return False
+
+
+def now() -> float:
+    """Seconds that nobody sets and that go on while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def dataplane_config(config: DaemonConfig, offloads: Offloads) -> DataplaneConfig:
+    """What the data plane is told: the user's wishes within what the kernel does."""
+    return DataplaneConfig(
+        strict_csum=config.strict_checksums,
+        no_udp_gso=config.no_udp_gso or not offloads.udp_gso,
+        no_coalesce=config.no_coalesce,
+        no_uso_write="uso4" not in offloads.tun,
+        ct_max=config.ct_max,
+        ct_share=max(config.ct_max // 4, 1),
+        busy_poll_us=config.busy_poll_us,
+        gso_segments_max=offloads.segments_max,
+    )
+
+
+@contextlib.contextmanager
+def _sole_daemon(run_dir: Path) -> Any:
+    """Hold the run directory: two daemons in one would take each other's devices."""
+    run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with (run_dir / LOCK_NAME).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DeviceError(f"another daemon runs with --run-dir {run_dir}") from error
+        _write_pid(lock)
+        yield
+
+
+def _write_pid(lock: IO[str]) -> None:
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+
+
+def _own_mac(state_dir: Path) -> bytes:
+    """This node's VTEP MAC, the same for ever: peers that are not ours keep it in permanent neighbour entries."""
+    path = state_dir / "node.json"
+    try:
+        mac = bytes.fromhex(json.loads(path.read_text(encoding="ascii"))["vtep_mac"].replace(":", ""))
+        if len(mac) == 6 and not mac[0] & 1:
+            return mac
+    except FileNotFoundError:
+        event(LOG, "debug", "node.new", path=path)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        event(LOG, "warning", "node.unreadable", path=path, reason=error)
+    raw = secrets.token_bytes(6)
+    mac = bytes([(raw[0] & 0xFC) | 0x02]) + raw[1:]  # locally administered, one station
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    replace_file(path, json.dumps({"vtep_mac": mac.hex(":")}).encode("ascii") + b"\n", 0o600)
+    return mac
+
+
+def _saved_endpoints(state_dir: Path) -> tuple[Endpoint, ...]:
+    path = state_dir / FILE_NAME
+    try:
+        return load(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        return ()
+    except (ConfigError, UnicodeDecodeError) as error:
+        aside = path.with_name(f"{path.name}.corrupt-{int(time.time())}")
+        path.rename(aside)
+        event(LOG, "error", "endpoints.corrupt", reason=error, moved_to=aside)
+        return ()

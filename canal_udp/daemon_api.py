@@ -1,0 +1,303 @@
+"""Requests at the daemon's socket: what each operation does and answers.
+
+Structure    Server: one line in, one line out, many clients ─► Service: op ─► answer
+Invariants   Only root and the daemon's own user are served (SO_PEERCRED; the socket is 0600 too). A request changes
+             something only through the daemon's `apply`, so it cannot meet half of another's work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import re
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from canal_udp.actions import Attach, Detach
+from canal_udp.api import REQUEST_MAX_BYTES, SOCKET_NAME, decode, encode, failure, success
+from canal_udp.control.acquire import owns
+from canal_udp.control.shown import lease_row
+from canal_udp.endpoints import Endpoint, check_name, parse_labels
+from canal_udp.errors import CanalError, RequestError
+from canal_udp.logs import event
+from canal_udp.net import format_mac, parse_address
+from canal_udp.tunnel.device import check_ifname
+from canal_udp.tunnel.netns import resolve
+
+if TYPE_CHECKING:
+    from canal_udp.daemon import Daemon
+
+LOG = logging.getLogger("canal.api")
+IDLE_S = 30.0
+FLOWS_MAX = 100_000
+
+Request = Mapping[str, Any]
+Operation = Callable[[Request], Awaitable[Any]]
+
+
+class Server:
+    """The socket <run-dir>/api.sock."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._server: asyncio.AbstractServer | None = None
+        self._path: Path | None = None
+
+    async def start(self, run_dir: Path) -> None:
+        """Listen; a socket that a killed daemon left is replaced (the run directory is ours alone)."""
+        path = self._path = run_dir / SOCKET_NAME
+        path.unlink(missing_ok=True)
+        mask = os.umask(0o177)
+        try:
+            self._server = await asyncio.start_unix_server(self._serve, str(path), limit=REQUEST_MAX_BYTES)
+        finally:
+            os.umask(mask)
+
+    async def stop(self) -> None:
+        """Stop listening, and leave no socket behind."""
+        if self._server is not None and self._path is not None:
+            self._server.close()
+            self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if not _permitted(writer.get_extra_info("socket")):
+                return
+            while line := await asyncio.wait_for(reader.readline(), IDLE_S):
+                writer.write(encode(await self._answer(line)))
+                await writer.drain()
+        except (TimeoutError, OSError, ValueError) as error:  # ValueError: a line beyond the limit
+            event(LOG, "debug", "client.left", reason=error)
+        finally:
+            writer.close()
+
+    async def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            return success(await self._service.answer(decode(line)))
+        except CanalError as error:
+            return failure(error)
+        except Exception as error:
+            LOG.exception("request.crashed")
+            return failure(CanalError(f"the daemon failed at this request: {type(error).__name__}; its log says where"))
+
+
+def _permitted(sock: socket.socket) -> bool:
+    peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", peer)
+    return uid in {0, os.geteuid()}
+
+
+class Service:
+    """The operations."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._operations: dict[str, Operation] = {
+            "status": self._status,
+            "peers": self._peers,
+            "endpoints": self._endpoints,
+            "flows": self._flows,
+            "drops": self._drops,
+            "attach": self._attach,
+            "detach": self._detach,
+            "lease_list": self._lease_list,
+        }
+
+    async def answer(self, request: Request) -> Any:
+        """Do one operation.
+
+        Raises     CanalError, whose text is the answer.
+        """
+        operation = self._operations.get(str(request.get("op")))
+        if operation is None:
+            raise RequestError(
+                f"unknown operation {str(request.get('op'))[:40]!a}; there are {', '.join(self._operations)}"
+            )
+        return await operation(request)
+
+    # looking
+
+    async def _status(self, request: Request) -> dict[str, Any]:
+        daemon, node = self._daemon, self._daemon.node
+        plane = daemon.dataplane.status()
+        counters, drops = daemon.dataplane.counters(), daemon.dataplane.drops()
+        lease, underlay = node.lease, node.underlay
+        return {
+            "node": node.config.node or socket.gethostname(),
+            "state": daemon.state(),
+            "reasons": list(daemon.reasons()),
+            "generation": plane.generation,
+            "public_ip": _text(underlay.public_ip if underlay else None),
+            "public_ip6": _text(underlay.public_ip6 if underlay else None),
+            "iface": underlay.interface if underlay else None,
+            "subnet": _text(lease.subnet if lease else None),
+            "subnet6": _text(lease.subnet6 if lease else None),
+            "encap": node.config.encap,
+            "vni": node.config.vni,
+            "vtep_mac": format_mac(node.mac),
+            "mtu": node.mtu_bytes if underlay else None,
+            "host_ifname": node.config.host_ifname,
+            "offload": self._offload(plane.gso_off),
+            "counters": counters,
+            "drops": drops,
+            "peers": len(node.peers.peers),
+            "endpoints": len(node.endpoints),
+            "worker": {"running": daemon.dataplane.running, "error": daemon.dataplane.worker_error, **asdict(plane)},
+            "conservation": _conservation(counters, drops, plane.queued),
+        }
+
+    def _offload(self, gso_off: int) -> dict[str, Any]:
+        config, found = self._daemon.config, self._daemon.offloads
+        gso, reason = found.udp_gso, found.reason
+        if config.no_udp_gso:
+            gso, reason = False, "--no-udp-gso"
+        elif gso_off:
+            reason = f"{gso_off} sockets lost UDP_SEGMENT at run time; {reason}"
+        return {
+            "mode": found.mode if gso else found.mode.replace("gso+gro", "gro").replace("gso", "single"),
+            "reason": reason,
+            "tun": list(found.tun),
+            "udp_gso": gso,
+            "udp_gro": found.udp_gro,
+            "segments_max": found.segments_max,
+            "sockets_without_gso": gso_off,
+            "coalesce": not config.no_coalesce,
+        }
+
+    async def _peers(self, request: Request) -> list[dict[str, Any]]:
+        node = self._daemon.node
+        mtus = {vtep.addr: vtep.mtu_bytes for vtep in node.vteps}
+        rows = []
+        for peer in node.peers.peers:
+            address = peer.addr4 or peer.addr6
+            recursive = bool({peer.addr4, peer.addr6} & node.recursive)
+            state = f"left out: its route leads into {node.config.host_ifname}" if recursive else "ok"
+            rows.append(lease_row(peer.lease) | {"mtu": mtus.get(address) if address else None, "state": state})
+        rows += [
+            lease_row(bad.lease) | {"mtu": None, "state": f"not used: {bad.problem}"} for bad in node.peers.conflicts
+        ]
+        return rows
+
+    async def _endpoints(self, request: Request) -> list[dict[str, Any]]:
+        return [self._endpoint_row(one) for one in self._daemon.node.endpoints.values()]
+
+    async def _flows(self, request: Request) -> list[dict[str, Any]]:
+        limit = request.get("limit", FLOWS_MAX)
+        if not isinstance(limit, int) or not 0 < limit <= FLOWS_MAX:
+            raise RequestError(f"limit: 1 to {FLOWS_MAX}")
+        flows = itertools.islice(self._daemon.dataplane.flows(), limit)
+        return [asdict(flow) | {"src": str(flow.src), "dst": str(flow.dst)} for flow in flows]
+
+    async def _drops(self, request: Request) -> dict[str, int]:
+        return self._daemon.dataplane.drops()
+
+    async def _lease_list(self, request: Request) -> list[dict[str, Any]]:
+        node = self._daemon.node
+        leases = node.leases.leases if node.leases else ()
+        own = node.lease
+        return [lease_row(lease) | {"own": own is not None and owns(own, lease)} for lease in leases]
+
+    # endpoints
+
+    async def _attach(self, request: Request) -> dict[str, Any]:
+        wanted = await self._wanted(request)
+        node = self._daemon.node
+        for other in list(node.endpoints.values()):
+            if other.name != wanted.name and other.netns_id == wanted.netns_id:
+                raise RequestError(f"{other.netns} is attached already, as {other.name}")
+        before = node.endpoints.get(wanted.name)
+        if before is not None and (before.netns_id, before.ifname) != (wanted.netns_id, wanted.ifname):
+            await self._daemon.apply(Detach(wanted.name))
+            before = None
+        if self._daemon.ipam is None:
+            raise RequestError("this node has no subnet yet: " + ("; ".join(self._daemon.reasons()) or "starting"))
+        ipam, ips = self._daemon.ipam, wanted.ips
+        given = await self._daemon.hands.blocking(lambda: ipam.allocate(wanted.name, ips))
+        endpoint = Endpoint(wanted.name, wanted.netns, wanted.netns_id, wanted.ifname, given, wanted.labels)
+        await self._daemon.apply(Attach(endpoint))
+        problem = node.problem_of(wanted.name)
+        if problem:
+            if before is None:
+                await self._daemon.apply(Detach(wanted.name))
+            raise RequestError(f"{wanted.name}: {problem}")
+        return self._endpoint_row(node.endpoints[wanted.name])
+
+    async def _wanted(self, request: Request) -> Endpoint:
+        netns = resolve(_string(request, "netns"))
+        identity = await self._daemon.hands.blocking(lambda: self._daemon.host.identity(netns))
+        try:
+            ips = tuple(parse_address(ip) for ip in _strings(request, "ips"))
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+        return Endpoint(
+            name=check_name(_string(request, "name") or default_name(netns)),
+            netns=netns,
+            netns_id=identity,
+            ifname=check_ifname(_string(request, "ifname") or "eth0"),
+            ips=ips,
+            labels=parse_labels(_strings(request, "labels")),
+        )
+
+    async def _detach(self, request: Request) -> dict[str, Any]:
+        name = _string(request, "name")
+        netns = resolve(_string(request, "netns")) if request.get("netns") else ""
+        if not name and not netns:
+            raise RequestError("say which: NETNS or --name")
+        found = next(
+            (one for one in self._daemon.node.endpoints.values() if name == one.name or netns == one.netns), None
+        )
+        if found is None:
+            return {"name": name or netns, "detached": False}
+        await self._daemon.apply(Detach(found.name))
+        return {"name": found.name, "detached": True}
+
+    def _endpoint_row(self, one: Endpoint) -> dict[str, Any]:
+        node = self._daemon.node
+        return {
+            "name": one.name,
+            "netns": one.netns,
+            "ifname": one.ifname,
+            "ips": [f"{ip}/{ip.max_prefixlen}" for ip in one.ips],
+            "mtu": node.mtu_bytes if node.underlay else None,
+            "labels": dict(one.labels),
+            "state": node.problem_of(one.name) or "ok",
+        }
+
+
+def default_name(netns: str) -> str:
+    """Name an endpoint after its namespace: the last part of the path, or the process."""
+    process = re.fullmatch(r"/proc/(\d+)/ns/net", netns)
+    return f"default/pid-{process[1]}" if process else f"default/{netns.rpartition('/')[2]}"
+
+
+def _conservation(counters: Mapping[str, int], drops: Mapping[str, int], queued: int) -> dict[str, Any]:
+    """Every packet that came in went out, was dropped for one reason, or is held now; exact while nothing moves."""
+    received = sum(counters[name] for name in ("rx_pod", "rx_host", "rx_underlay", "originated"))
+    delivered = sum(counters[name] for name in ("tx_pod", "tx_host", "tx_underlay"))
+    dropped = sum(drops.values())
+    balanced = received == delivered + dropped + queued
+    return {"received": received, "delivered": delivered, "dropped": dropped, "queued": queued, "balanced": balanced}
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _string(request: Request, name: str) -> str:
+    value = request.get(name, "")
+    if not isinstance(value, str) or len(value) > 4096 or "\0" in value:
+        raise RequestError(f"{name}: not a string, or too long")
+    return value
+
+
+def _strings(request: Request, name: str) -> list[str]:
+    value = request.get(name) or []
+    if not isinstance(value, list) or len(value) > 1000 or not all(isinstance(item, str) for item in value):
+        raise RequestError(f"{name}: not a list of strings")
+    return value

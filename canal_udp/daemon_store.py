@@ -1,0 +1,172 @@
+"""The daemon's side of the store: network config, lease, watch; what it learns goes to the node as events.
+
+Structure    run ─► session: network ─► lease (acquire, or check that it is ours still) ─► list ─┬─ watch ─► LeasesSeen
+                                                                                                 └─ renew ─► LeaseHeld
+Invariants   The daemon never ends because the store is away: the session is begun again after BACKOFF_S, and everything
+             that worked goes on. After a pause the lease is checked before anything is announced (control/tenure.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+from canal_udp.actions import Event, LeaseHeld, LeasesSeen, NetworkKnown, StoreSeen
+from canal_udp.config import DaemonConfig
+from canal_udp.control import tenure
+from canal_udp.control.acquire import Claim, Previous, acquire, keep
+from canal_udp.control.lease import Lease
+from canal_udp.control.network import NetworkConfig
+from canal_udp.control.store import LeaseSnapshot, Store
+from canal_udp.control.tenure import Instant, Tenure
+from canal_udp.errors import CanalError, ConfigError, LeaseLost, StoreConflict
+
+BACKOFF_S = (0.5, 1.0, 2.0, 4.0)
+LOOK_S = 1.0
+
+Apply = Callable[[Event], Awaitable[None]]
+
+
+class Keeper:
+    """Gets and keeps this node's lease, and tells the node about everybody's."""
+
+    def __init__(
+        self, store: Store, config: DaemonConfig, previous: Previous, claim: Callable[[], Claim | None], apply: Apply
+    ) -> None:
+        self._store, self._config, self._previous = store, config, previous
+        self._claim, self._apply = claim, apply
+        self._rng = random.Random()
+        self._tenure: Tenure | None = None
+        self._claimed: Claim | None = None
+        self._touched = asyncio.Event()  # the watch saw our lease as we did not leave it
+
+    async def run(self) -> None:
+        """Work for ever."""
+        failures = 0
+        while True:
+            began = _boottime()
+            try:
+                await self._session()
+            except (CanalError, OSError) as error:
+                await self._apply(StoreSeen(str(error) or type(error).__name__))
+            failures = 0 if _boottime() - began > 10 * BACKOFF_S[-1] else failures + 1
+            await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1])
+
+    async def give_back(self) -> None:
+        """Delete the lease: this node is leaving."""
+        if self._tenure is not None:
+            await self._store.delete_lease(self._tenure.lease, self._tenure.lease.revision)
+
+    async def _session(self) -> None:
+        network = await self._network()
+        await self._apply(NetworkKnown(network))
+        claim = await self._some_claim()
+        await self._hold(network, claim)
+        snapshot = await self._store.list_leases()
+        await self._apply(LeasesSeen(snapshot))
+        await _first_failure(self._watch(snapshot), self._renew(network))
+
+    async def _network(self) -> NetworkConfig:
+        text, _ = await self._store.get_network()
+        if text is None:
+            if self._config.network is None and self._config.network6 is None:
+                raise ConfigError("the store has no network config: canal network set, or canal daemon --network CIDR")
+            wanted = NetworkConfig.make(
+                self._config.network,
+                self._config.network6,
+                self._config.encap,
+                vni=self._config.vni,
+                port=self._config.port,
+            )
+            try:
+                await self._store.put_network(wanted.to_json(), 0)
+            except StoreConflict:  # another daemon started at the same moment
+                return await self._network()
+            return wanted
+        return NetworkConfig.from_json(text)
+
+    async def _some_claim(self) -> Claim:
+        while True:  # the underlay may come later than we do
+            claim = self._claim()
+            if claim is not None:
+                return claim
+            await asyncio.sleep(LOOK_S)
+
+    # the lease
+
+    async def _hold(self, network: NetworkConfig, claim: Claim) -> None:
+        """Have a lease that carries our claim: the one held if it still is ours, else another."""
+        sent = _boottime()
+        ttl_s = float(self._config.lease_ttl_s)
+        if self._tenure is not None:
+            try:
+                lease = await keep(self._store, claim, self._tenure.lease, ttl_s)
+            except LeaseLost as error:
+                await self._apply(StoreSeen(str(error)))
+                lease = await acquire(self._store, claim, network, self._before(), ttl_s, self._rng)
+        else:
+            lease = await acquire(self._store, claim, network, self._before(), ttl_s, self._rng)
+        self._tenure = Tenure(lease, None if lease.expires_at is None else ttl_s, sent)
+        self._claimed = claim
+        await self._apply(LeaseHeld(lease))
+        await self._apply(StoreSeen())
+
+    def _before(self) -> Previous:
+        if self._tenure is None:
+            return self._previous
+        return Previous(self._tenure.lease.subnet, self._tenure.lease.subnet6)
+
+    async def _renew(self, network: NetworkConfig) -> None:
+        before = Instant(_boottime(), time.time())
+        while True:
+            await _wait(self._touched, LOOK_S)
+            touched = self._touched.is_set()
+            self._touched.clear()
+            now = Instant(_boottime(), time.time())
+            gap = None if touched else tenure.clock_gap(before, now, LOOK_S)
+            before = now
+            claim = self._claim() or self._claimed
+            assert self._tenure is not None and claim is not None
+            due = tenure.duty(self._tenure, self._config.lease_renew_margin_s, now.boot_s, gap)
+            if touched or due != "hold" or claim != self._claimed:
+                await self._hold(network, claim)
+
+    async def _watch(self, snapshot: LeaseSnapshot) -> None:
+        async for update in self._store.watch_leases(snapshot.revision):
+            snapshot = snapshot.apply(update)
+            await self._apply(LeasesSeen(snapshot))
+            if self._tenure is not None and not _stands(self._tenure.lease, snapshot):
+                self._touched.set()
+
+
+def _stands(own: Lease, snapshot: LeaseSnapshot) -> bool:
+    """Is our lease there as we wrote it, or newer (our own renewal, seen before its answer)?"""
+    found = next((lease for lease in snapshot.leases if lease.key == own.key), None)
+    return found is not None and (found.revision <= own.revision or found.public_ips == own.public_ips)
+
+
+def _boottime() -> float:
+    """Seconds that nobody sets and that go on while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+async def _wait(flag: asyncio.Event, timeout_s: float) -> None:
+    try:
+        await asyncio.wait_for(flag.wait(), timeout_s)
+    except TimeoutError:
+        return
+
+
+async def _first_failure(*works: Awaitable[None]) -> None:
+    """Run all until one ends; raise what ended it, with the others cancelled."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
