@@ -51,22 +51,16 @@ def attach(lab: Lab, pod: Pod, state: LabState) -> list[str]:
     return words
 
 
-def lease_put(lab: Lab, peer: Peer, state: LabState) -> list[str]:
+def lease_put(lab: Lab, node: Node, peer: Peer, state: LabState) -> list[str]:
     """Tell the store about a node that runs no daemon."""
-    words = [*CANAL, "lease", "put", "--store", state.store_url(lab), "--encap", peer.encap]
+    words = [*CANAL, "lease", "put", "--store", state.store_url(lab), "--node", node.name, "--encap", peer.encap]
     for subnet in peer.subnets:
         words += ["--subnet" if subnet.version == 4 else "--subnet6", str(subnet)]
     for ip in peer.public_ips:
         words += ["--public-ip" if ip.version == 4 else "--public-ip6", str(ip)]
     if peer.mac:
         words += ["--vtep-mac", peer.mac]
-    if peer.mac6:
-        words += ["--vtep-mac6", peer.mac6]
     return words
-
-
-def network_set(lab: Lab, state: LabState, config: str) -> list[str]:
-    return [*CANAL, "network", "set", config, "--store", state.store_url(lab)]
 
 
 def lease_list(lab: Lab, state: LabState) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from canal_udp.lab.model import Lab, Node
 from canal_udp.lab.plan import netns, port_name, public_address
 from canal_udp.lab.state import PodAddress
 from canal_udp.lab.steps import Bridge, Ip, Step, Sysctl
-from canal_udp.net import PORTS, VNI_DEFAULT, Address, Encap, Network, present
+from canal_udp.net import PORTS, VNI_DEFAULT, Address, Encap, Network
 
 TUN = "flannel0"
 
@@ -34,8 +34,7 @@ class Peer:
     subnets: tuple[Network, ...]
     public_ips: tuple[Address, ...]
     encap: Encap
-    mac: str = ""
-    mac6: str = ""
+    mac: str = ""  # of its VXLAN devices, the same for both families
 
     def public(self, family: int) -> Address | None:
         return next((ip for ip in self.public_ips if ip.version == family), None)
@@ -76,33 +75,23 @@ def subnets(lab: Lab, node: Node) -> tuple[Network, ...]:
     return tuple(found)
 
 
-def mac(lab: Lab, node: Node, family: int) -> str:
-    """A locally administered MAC that is the same every time."""
-    digest = hashlib.sha256(f"{lab.name}/{node.name}/{family}".encode()).digest()
+def mac(lab: Lab, node: Node) -> str:
+    """A locally administered MAC, the same every time."""
+    digest = hashlib.sha256(f"{lab.name}/{node.name}".encode()).digest()
     return bytes((0x0E, *digest[:5])).hex(":")
 
 
 def as_peer(lab: Lab, node: Node) -> Peer:
     """A foreign node as others see it."""
     ips = tuple(ip for family in (4, 6) if (ip := public_address(lab, node.name, family)))
-    macs = (mac(lab, node, 4), mac(lab, node, 6)) if node.kind == "kernel-vxlan" else ("", "")
-    return Peer(subnets(lab, node), ips, encap_of(node), *macs)
+    return Peer(subnets(lab, node), ips, encap_of(node), mac(lab, node) if node.kind == "kernel-vxlan" else "")
 
 
 def peer_of_lease(lease: Mapping[str, Any]) -> Peer:
     """A row of `canal lease list -j`."""
-    nets = [
-        IPv4Network(lease["subnet"]) if lease.get("subnet") and ":" not in lease["subnet"] else None,
-        IPv6Network(lease["subnet6"]) if lease.get("subnet6") else None,
-    ]
-    ips = [lease.get("public_ip"), lease.get("public_ip6")]
-    return Peer(
-        tuple(present(*nets)),
-        tuple(ip_address(ip) for ip in ips if ip),
-        lease["encap"],
-        lease.get("vtep_mac") or "",
-        lease.get("vtep_mac6") or lease.get("vtep_mac") or "",
-    )
+    subnets = [ip_network(lease[key]) for key in ("subnet", "subnet6") if lease.get(key)]
+    ips = [ip_address(lease[key]) for key in ("public_ip", "public_ip6") if lease.get(key)]
+    return Peer(tuple(subnets), tuple(ips), lease["encap"], lease.get("vtep_mac") or "")
 
 
 def tunnels(lab: Lab, node: Node) -> list[Tunnel]:
@@ -148,10 +137,9 @@ def _device(lab: Lab, node: Node, tunnel: Tunnel) -> Iterator[Step]:
         yield Ip(space, f"tuntap add {tunnel.name} mode tun")
         yield Ip(space, f"link set {tunnel.name} mtu {tunnel.mtu_bytes} txqueuelen 10000 up")
         return
-    address = mac(lab, node, tunnel.local.version)
     yield Ip(
         space,
-        f"link add {tunnel.name} address {address} mtu {tunnel.mtu_bytes} type vxlan id {VNI_DEFAULT} dev eth0 "
+        f"link add {tunnel.name} address {mac(lab, node)} mtu {tunnel.mtu_bytes} type vxlan id {VNI_DEFAULT} dev eth0 "
         f"local {tunnel.local} dstport {PORTS['vxlan']} nolearning",
     )
     yield Sysctl(space, f"net.ipv6.conf.{tunnel.name.replace('.', '/')}.accept_ra", "0", optional=True)
@@ -187,10 +175,9 @@ def peer_steps(lab: Lab, node: Node, peers: Iterable[Peer]) -> Iterator[Step]:
             remote = tunnel and peer.public(tunnel.local.version)
             if tunnel is None or remote is None:
                 continue
-            vtep = peer.mac6 if tunnel.local.version == 6 else peer.mac
             gateway = subnet.network_address
-            yield Ip(space, f"neighbour replace {gateway} lladdr {vtep} dev {tunnel.name} nud permanent")
-            yield Bridge(space, f"fdb replace {vtep} dev {tunnel.name} dst {remote} self permanent")
+            yield Ip(space, f"neighbour replace {gateway} lladdr {peer.mac} dev {tunnel.name} nud permanent")
+            yield Bridge(space, f"fdb replace {peer.mac} dev {tunnel.name} dst {remote} self permanent")
             yield Ip(space, f"route replace {subnet} via {gateway} dev {tunnel.name} onlink")
 
 

@@ -39,8 +39,8 @@ def port_name(member: str) -> str:
     name = f"to-{member}"
     if len(name) <= IFNAME_MAX:
         return name
-    digest = hashlib.sha256(member.encode()).hexdigest()[:4]
-    return f"{name[: IFNAME_MAX - 4]}{digest}"
+    digest = hashlib.sha256(member.encode()).hexdigest()[:8]
+    return f"{name[: IFNAME_MAX - 8]}{digest}"
 
 
 def joined(lab: Lab, member: str) -> tuple[str, ...]:

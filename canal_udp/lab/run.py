@@ -86,7 +86,9 @@ def shell_lines(lab: Lab, lab_state: LabState) -> Iterator[str]:
         yield from (step.shell() for step in foreign.node_steps(lab, node))
     ours = [node for node in lab.nodes.values() if node.kind == "canal"]
     if ours:
-        yield from (shlex.join(commands.lease_put(lab, foreign.as_peer(lab, node), lab_state)) for node in strangers)
+        yield from (
+            shlex.join(commands.lease_put(lab, node, foreign.as_peer(lab, node), lab_state)) for node in strangers
+        )
     for node in ours:
         yield f"ip netns exec {plan.netns(lab, node.name)} {shlex.join(commands.daemon(lab, node, lab_state))} &"
     for node in ours:
@@ -132,7 +134,7 @@ def _bring_up(lab: Lab, lab_state: LabState, say: Say) -> None:
         host.apply(foreign.node_steps(lab, node))
     if ours:
         for node in strangers:
-            host.run(commands.lease_put(lab, foreign.as_peer(lab, node), lab_state))
+            host.run(commands.lease_put(lab, node, foreign.as_peer(lab, node), lab_state))
         say(f"{len(ours)} daemons")
         for node in ours:
             start_daemon(lab, node, lab_state)
