@@ -45,13 +45,10 @@ class Hub:
         self._logged(kind, entry)
         return entry
 
-    def delete(self, kind: str, key: str, expect: int | None, *, expired: bool = False) -> bool:
+    def delete(self, kind: str, key: str, expect: int | None) -> bool:
         if self._expected(kind, key, expect) is None:
             return False
-        self.revision += 1
-        del self._kinds[kind][key]
-        self._deadlines.pop((kind, key), None)
-        self._logged(kind, Gone(key, self.revision, expired))
+        self._remove(kind, key, expired=False)
         return True
 
     def changes(self, kind: str, after: int) -> Snapshot | Batch:
@@ -81,11 +78,16 @@ class Hub:
             del self._log[: LOG_MAX // 2 + 1]
         self.bell.ring()
 
+    def _remove(self, kind: str, key: str, *, expired: bool) -> None:
+        self.revision += 1
+        del self._kinds[kind][key]
+        self._deadlines.pop((kind, key), None)
+        self._logged(kind, Gone(key, self.revision, expired))
+
     def _expire(self) -> None:
         now = self.clock()
         for kind, key in [name for name, deadline in self._deadlines.items() if deadline <= now]:
-            del self._deadlines[kind, key]
-            self.delete(kind, key, None, expired=True)
+            self._remove(kind, key, expired=True)
 
 
 class MemoryStore(TypedStore):
