@@ -158,7 +158,7 @@ def test_command_line_starts_without_the_heavy_libraries() -> None:
 # ---- C: a stage includes the packet, the sums and itself ------------------------------------------------------------
 
 EVERYBODY = {"canal.h", "packet.h", "csum.h"}
-# A stage of several files (encap.c, encap_vxlan.c) shares their first word, and its files may include each other's headers.
+# The files of one stage share their first word (encap.c, encap_vxlan.c) and may include each other's headers.
 STAGES = {"vnet", "parse", "fragment", "conntrack", "fib", "policy", "csum", "gso", "coalesce", "encap", "ecn", "icmp"}
 # The snapshot is data that several stages read; batch functions of the boundary parse what the worker has parsed.
 MORE: dict[str, set[str]] = {
