@@ -18,8 +18,9 @@ NATIVE = Path(__file__).resolve().parent
 MODULE = "canal_udp._native"
 
 SOURCES = (
-    *("vnet.c", "parse.c", "fragment.c", "conntrack.c", "judge.c", "fib.c", "policy.c", "tables.c", "epoch.c"),
-    *("csum.c", "gso.c", "coalesce.c", "encap_vxlan.c", "encap_udp.c", "encap.c", "ecn.c", "icmp.c", "emit.c", "tx.c"),
+    *("vnet.c", "parse.c", "fragment.c", "conntrack_table.c", "conntrack_state.c", "conntrack.c", "judge.c"),
+    *("fib.c", "policy.c", "tables.c", "epoch.c", "csum.c", "gso.c", "coalesce.c"),
+    *("encap_vxlan.c", "encap_udp.c", "encap.c", "ecn.c", "icmp.c", "emit.c", "tx.c"),
     *("pipeline.c", "io.c", "process.c", "worker.c", "datapath.c"),
 )
 
