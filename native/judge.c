@@ -12,7 +12,7 @@
  * Invariants: an entry's targets are of the snapshot whose generation it carries; both directions are judged again after a new one.
  *             A peer never sends through us to another peer. A pod sends only from its own addresses.
  * Threads:    worker.
- * Source:     RFC 1812 5.3 (martians), RFC 4291; the table that routes also checks the source (as WireGuard's allowed-ips).
+ * Source:     RFC 1812 5.3 (martians), RFC 4291, RFC 4861 (neighbour discovery); the table that routes also checks the source (as WireGuard's allowed-ips).
  */
 #include "judge.h"
 
@@ -31,17 +31,29 @@ static bool v4_martian(const uint8_t *a, bool destination)
 	return destination ? (a[0] & 0xf0) == 224 : a[0] >= 224;
 }
 
+/* Also ::, ::1 and the v4-mapped ::ffff:0:0/96, which would look like IPv4 in 16 bytes. */
 static bool v6_martian(const uint8_t *a)
 {
-	static const uint8_t zeros[15];
+	static const uint8_t zeros[15], mapped[12] = { [10] = 0xff, [11] = 0xff };
 
 	if (a[0] == 0xff || (a[0] == 0xfe && (a[1] & 0xc0) == 0x80))
 		return true;
-	return memcmp(a, zeros, 15) == 0 && a[15] <= 1;   /* :: and ::1 */
+	return (memcmp(a, zeros, 15) == 0 && a[15] <= 1) || memcmp(a, mapped, 12) == 0;
+}
+
+/* Messages between neighbours (redirects, router and neighbour discovery) have no business on a routed way: who sends them wants to
+ * change somebody's routes. */
+static bool neighbour_talk(const struct canal_flow *flow)
+{
+	if (flow->proto == IPPROTO_ICMP && flow->family == 4)
+		return flow->icmp_type == 5 || flow->icmp_type == 9 || flow->icmp_type == 10;
+	return flow->proto == IPPROTO_ICMPV6 && flow->family == 6 && flow->icmp_type >= 130 && flow->icmp_type <= 137;
 }
 
 static bool martian(const struct canal_flow *flow)
 {
+	if (neighbour_talk(flow))
+		return true;
 	if (flow->family == 4)
 		return v4_martian(flow->src + 12, false) || v4_martian(flow->dst + 12, true);
 	return v6_martian(flow->src) || v6_martian(flow->dst);

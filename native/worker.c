@@ -61,7 +61,7 @@ struct worker *worker_new(struct canal_dp *dp)
 	w->heads = map_bytes(HEADS_BYTES);
 	w->pieces = map_bytes(pieces_size);
 	w->frags = frag_new(dp->config.frag_max, dp->config.seed);
-	w->icmp = (struct icmp_limiter){ .per_s = dp->config.icmp_per_s, .tokens = dp->config.icmp_per_s };
+	w->icmp = (struct icmp_limiter){ .per_s = dp->config.icmp_per_s };
 	if (canal_ct_new(dp->config.ct_max, dp->config.ct_share, dp->config.seed, &w->ct) != CANAL_OK || !w->frags || !w->tun_arena ||
 	    !w->udp_arena || !w->heads || !w->pieces) {
 		worker_free(w);

@@ -10,7 +10,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror, TCPerror
-from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6
+from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6PacketTooBig, IPv6
 from scapy.packet import Packet, Raw
 
 from canal_udp.encap.forwarding import Route, Vtep, vtep_key
@@ -104,6 +104,11 @@ def test_inside_the_node(bed: Bed, into: str, packet: Packet, out: str) -> None:
         pytest.param("a", udp("10.1.1.2", "255.255.255.255"), "martian", id="to broadcast"),
         pytest.param("a", udp("10.1.1.2", "127.0.0.1"), "martian", id="to loopback"),
         pytest.param("a", udp("fe80::1", "ff02::2"), "martian", id="link-local chatter"),
+        pytest.param("a", IP(src="10.1.1.2", dst="10.1.2.2") / ICMP(type=5, gw="10.1.1.2"), "martian", id="redirect"),
+        pytest.param(
+            "a", IPv6(src="fd00:1:1::2", dst="fd00:1:2::2") / ICMPv6ND_RA(), "martian", id="router advertisement"
+        ),
+        pytest.param("a", udp("::ffff:10.1.1.2", "fd00:1:2::2"), "martian", id="IPv4 dressed as IPv6"),
         pytest.param("a", udp("10.1.1.2", "10.1.99.1"), "no_route", id="overlay address without lease"),
         pytest.param("host", udp("192.0.2.1", "10.1.1.77"), "no_route", id="host to no pod: would come back"),
         pytest.param("a", udp(ttl=1), "ttl", id="TTL used up"),
