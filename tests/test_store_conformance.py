@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import functools
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
 import pytest
+from watched import Watched, watching
 
 from canal_udp.control.acquire import Claim, Previous, acquire
 from canal_udp.control.lease import Lease
@@ -118,41 +119,6 @@ def scenario(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
         asyncio.run(whole())
 
     return run
-
-
-@dataclass
-class Watched:
-    """What a watch brought so far."""
-
-    updates: list[Any]
-    task: asyncio.Task[None]
-
-    @property
-    def changes(self) -> list[Any]:
-        return [change for update in self.updates for change in getattr(update, "changes", ())]
-
-    async def until(self, condition: Callable[[], object]) -> None:
-        while not condition():
-            if self.task.done():
-                self.task.result()
-                raise AssertionError(f"the watch ended; it brought {self.updates}")
-            await asyncio.sleep(0.005)
-
-
-@contextlib.asynccontextmanager
-async def watching(updates: AsyncIterator[Any]) -> AsyncIterator[Watched]:
-    got: list[Any] = []
-
-    async def collect() -> None:
-        async for update in updates:
-            got.append(update)  # noqa: PERF401 - what came before a fault must be there
-
-    task = asyncio.create_task(collect())
-    try:
-        yield Watched(got, task)
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 def lease(n: int, node: int | None = None) -> Lease:
