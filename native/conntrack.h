@@ -16,34 +16,36 @@ struct ct_entry {
 	uint32_t generation;         /* low bits of the snapshot's under which it was judged               */
 	uint32_t in[2];              /* target where packets of [original, reply] come in; 0 = not seen yet */
 	uint32_t out[2];             /* target where packets of [original, reply] go out; 0 = not routed yet */
+	uint32_t expires_ms;         /* low 32 bits of the clock */
 	/* line 1 */
 	uint64_t packets[2];         /* original, reply */
 	uint64_t bytes[2];
 	uint32_t created_ms, seen_ms;   /* low 32 bits of the clock */
-	uint32_t expires_ms;
 	uint32_t rule;
 	uint32_t owner;              /* port index whose share it takes, CT_NO_OWNER */
 	uint8_t verdict;
-	uint8_t tcp_seen;            /* flags seen, bit 0-3 original FIN..., implementation's business */
+	uint8_t closer;              /* TCP: 0 or 1, which direction sent the first FIN                    */
 	uint8_t from_host;           /* the first packet came in by the host port: replies go back there    */
-	uint8_t pad[5];
-	uint32_t next_free;
+	uint8_t pad[9];
+	uint32_t next_free;          /* CT_IN_USE, or the next free entry                                  */
 };
 enum { CT_NO_OWNER = 0xffffffff };
 
 struct canal_ct;                 /* canal_ct_new / canal_ct_free in canal.h */
 
-/* Set hash, ct (or NULL) and flow.flags & CANAL_FLOW_REPLY of each packet; prefetches across the batch. Skips packets with flow.drop and
- * later fragments. Changes nothing in the table. */
+/* Set hash, ct and flow.flags & CANAL_FLOW_REPLY of each packet; prefetches across the batch. ct is NULL for packets with flow.drop, later
+ * fragments, ICMP errors, flows whose time is over, and a SYN that re-opens a closed flow: those are new ones. Changes nothing in the
+ * table, and knows the time of the last ct_insert, ct_update or canal_ct_sweep only. An entry is good until the next insert or sweep. */
 void ct_lookup(struct canal_ct *ct, struct packet *const *packets, size_t n);
 /* Keyed hash of a flow, equal for both directions. */
 uint32_t ct_hash(const struct canal_ct *ct, const struct canal_flow *flow);
-/* The flow that an ICMP error belongs to (of its quoted packet): sets p->ct, or leaves NULL. *reversed: the quoted packet went in the
- * original direction, so the error travels as a reply. */
+/* The flow that an ICMP error belongs to, by the packet that it quotes, or NULL. When the quoted packet is of the original direction,
+ * the error itself travels as a reply. */
 struct ct_entry *ct_find_related(struct canal_ct *ct, const struct canal_flow *quoted, bool *quoted_is_reply);
 /* Make the entry of p's flow (p is original). NULL and *drop = CANAL_DROP_CT_FULL, _CT_SHARE or _CT_INVALID (a TCP RST or FIN that
  * opens nothing is CT_INVALID; any other mid-stream TCP packet picks its flow up, so that a restarted daemon interrupts nobody).
- * When full, an entry that never saw a reply is evicted after a bounded search. */
+ * When full, an entry that never saw a reply (or is half-open, or closed) is evicted after a bounded search. A flow that is there
+ * already is returned as it is. The packet itself is not counted: call ct_update. */
 struct ct_entry *ct_insert(struct canal_ct *ct, const struct packet *p, uint32_t owner, uint64_t now_ms, enum canal_drop *drop);
 /* Count p (vnet.segments packets, total bytes) in its direction and advance state and timeout. Returns CANAL_DROP_NONE or _CT_INVALID. */
 enum canal_drop ct_update(struct canal_ct *ct, struct ct_entry *entry, const struct packet *p, uint64_t now_ms);
