@@ -128,7 +128,7 @@ def _wire(lab: Lab, lab_state: LabState, say: Say) -> None:
 def _bring_up(lab: Lab, lab_state: LabState, say: Say) -> None:
     strangers = foreign.foreign_nodes(lab)
     ours = [node for node in lab.nodes.values() if node.kind == "canal"]
-    for name in (*lab.nodes, *(f"net-{network}" for network in lab.networks)):
+    for name in ("store.d", *lab.nodes, *(f"net-{network}" for network in lab.networks)):
         lab_state.node_dir(name).mkdir(mode=0o700)
     for node in strangers:
         host.apply(foreign.node_steps(lab, node))

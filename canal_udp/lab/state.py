@@ -5,7 +5,7 @@ Structure  /run/canal-lab/<lab>/
              journal.jsonl  one record a line: namespaces before they are made, processes as soon as they have a pid
              pods.json      the addresses that the pods got
              faults.json    impairments in force, by network
-             store.db       the store that the daemons share
+             store.d/       the store that the daemons share; a folder of its own, which it locks as we lock ours
              <node>/        run/ state/ daemon.log
 Invariants nothing is made in the machine before the journal says so; a torn last line is as good as none.
            a namespace is in one lab's journal only: it did not exist when it was written there.
@@ -67,7 +67,7 @@ class LabState:
         return self.path / member / f"{role}.log"
 
     def store_url(self, lab: Lab) -> str:
-        return f"sqlite://{self.path}/store.db" if lab.store == "sqlite" else lab.store
+        return f"sqlite://{self.path}/store.d/canal.db" if lab.store == "sqlite" else lab.store
 
     def lab(self) -> Lab:
         """The lab as it was brought up. Raises LabError when its folder holds none."""
