@@ -204,6 +204,8 @@ static enum canal_drop judge_icmp_error(struct worker *w, struct packet *p)
 	enum canal_drop drop;
 
 	p->ct = NULL;
+	if (martian(&p->flow))
+		return CANAL_DROP_MARTIAN;
 	if (!parse_quoted(p->data, &p->flow, &quoted))
 		return CANAL_DROP_BAD_L4;
 	e = ct_find_related(w->ct, &quoted, &quoted_is_reply);
