@@ -35,6 +35,7 @@ class Peer:
     public_ips: tuple[Address, ...]
     encap: Encap
     mac: str = ""  # of its VXLAN devices, the same for both families
+    ours: bool = False  # a daemon of ours also takes what its peers speak
 
     def public(self, family: int) -> Address | None:
         return next((ip for ip in self.public_ips if ip.version == family), None)
@@ -88,10 +89,10 @@ def as_peer(lab: Lab, node: Node) -> Peer:
 
 
 def peer_of_lease(lease: Mapping[str, Any]) -> Peer:
-    """A row of `canal lease list -j`."""
+    """A row of `canal lease list -j` that is no stranger's."""
     subnets = [ip_network(lease[key]) for key in ("subnet", "subnet6") if lease.get(key)]
     ips = [ip_address(lease[key]) for key in ("public_ip", "public_ip6") if lease.get(key)]
-    return Peer(tuple(subnets), tuple(ips), lease["encap"], lease.get("vtep_mac") or "")
+    return Peer(tuple(subnets), tuple(ips), lease["encap"], lease.get("vtep_mac") or "", ours=True)
 
 
 def tunnels(lab: Lab, node: Node) -> list[Tunnel]:
@@ -187,7 +188,7 @@ def forwarder_args(lab: Lab, node: Node, peers: Iterable[Peer]) -> list[str]:
     routes = [
         f"{subnet}={peer.public(4)}"
         for peer in peers
-        if peer.encap == "udp"
+        if peer.encap == "udp" or peer.ours
         for subnet in peer.subnets
         if subnet.version == 4
     ]
