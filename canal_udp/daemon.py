@@ -172,9 +172,11 @@ class Daemon:
         async with self._lock:
             queue = deque(events)
             while queue:
-                for action in self.node.handle(queue.popleft(), now()):
+                actions = self.node.handle(queue.popleft(), now())
+                await self._have_pool()
+                for action in actions:
                     queue.extend(await self._perform(action))
-            await self._follow()
+            self._tell_supervisor()
 
     async def _perform(self, action: Action) -> list[Event]:
         match action:
@@ -190,15 +192,18 @@ class Daemon:
                 event(LOG, level, name, **dict(fields))
         return []
 
-    async def _follow(self) -> None:
-        """What depends on the node's state, but is no goal of its own."""
+    async def _have_pool(self) -> None:
+        """Have the pool of the lease's subnets, before anyone can see that there is a lease."""
         lease = self.node.lease
         if lease is not None and (self.ipam is None or self.ipam.pool.subnets != lease.prefixes):
             self.ipam = await self.hands.blocking(lambda: self._open_ipam(lease.subnet, lease.subnet6))
+
+    def _tell_supervisor(self) -> None:
         if self.node.published and not self._ready:
             self._ready = True
             sd_notify("READY=1")
-            event(LOG, "info", "daemon.ready", subnet=lease.key if lease else "", run_dir=self.config.run_dir)
+            subnet = self.node.lease.key if self.node.lease else ""
+            event(LOG, "info", "daemon.ready", subnet=subnet, run_dir=self.config.run_dir)
 
     def _open_ipam(self, subnet: Any, subnet6: Any) -> Ipam:
         """Read the pool; names that no endpoint bears are left over from a crash, endpoints it lost are put back."""

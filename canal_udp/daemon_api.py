@@ -98,6 +98,7 @@ class Service:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
+        self._one_at_a_time = asyncio.Lock()  # attach and detach look before they act
         self._operations: dict[str, Operation] = {
             "status": self._status,
             "peers": self._peers,
@@ -148,7 +149,7 @@ class Service:
             "drops": drops,
             "peers": len(node.peers.peers),
             "endpoints": len(node.endpoints),
-            "worker": {"running": daemon.dataplane.running, "error": daemon.dataplane.worker_error, **asdict(plane)},
+            "worker": asdict(plane) | {"running": daemon.dataplane.running, "error": daemon.dataplane.worker_error},
             "conservation": _conservation(counters, drops, plane.queued),
         }
 
@@ -206,7 +207,10 @@ class Service:
     # endpoints
 
     async def _attach(self, request: Request) -> dict[str, Any]:
-        wanted = await self._wanted(request)
+        async with self._one_at_a_time:
+            return await self._attach_alone(await self._wanted(request))
+
+    async def _attach_alone(self, wanted: Endpoint) -> dict[str, Any]:
         node = self._daemon.node
         for other in list(node.endpoints.values()):
             if other.name != wanted.name and other.netns_id == wanted.netns_id:
@@ -249,12 +253,12 @@ class Service:
         netns = resolve(_string(request, "netns")) if request.get("netns") else ""
         if not name and not netns:
             raise RequestError("say which: NETNS or --name")
-        found = next(
-            (one for one in self._daemon.node.endpoints.values() if name == one.name or netns == one.netns), None
-        )
-        if found is None:
-            return {"name": name or netns, "detached": False}
-        await self._daemon.apply(Detach(found.name))
+        async with self._one_at_a_time:
+            endpoints = self._daemon.node.endpoints.values()
+            found = next((one for one in endpoints if name == one.name or netns == one.netns), None)
+            if found is None:
+                return {"name": name or netns, "detached": False}
+            await self._daemon.apply(Detach(found.name))
         return {"name": found.name, "detached": True}
 
     def _endpoint_row(self, one: Endpoint) -> dict[str, Any]:

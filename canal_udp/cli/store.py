@@ -33,7 +33,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_store(get)
     get.set_defaults(handler=_network_get)
     put = actions.add_parser("set", help="write it; nodes take it when they start")
-    put.add_argument("config", metavar="JSON", nargs="?", default="-", help="flannel's JSON; - reads standard input")
+    put.add_argument("given", metavar="JSON", nargs="?", default="-", help="flannel's JSON; - reads standard input")
     _add_store(put)
     put.set_defaults(handler=_network_set)
     lease = subparsers.add_parser("lease", help="who has which subnet")
@@ -97,7 +97,7 @@ def _network_get(arguments: argparse.Namespace) -> int:
 
 
 def _network_set(arguments: argparse.Namespace) -> int:
-    given = sys.stdin.read() if arguments.config == "-" else arguments.config
+    given = sys.stdin.read() if arguments.given == "-" else arguments.given
     network = NetworkConfig.from_json(given)
     network.require_encap()
     _with_store(arguments, lambda store: store.put_network(given.strip()))

@@ -68,7 +68,7 @@ class FakeHost:
     """A `Host` whose state is plain attributes."""
 
     underlay_now: Underlay = field(
-        default_factory=lambda: Underlay("eth0", 1500, IPv4Address("127.0.0.1"), None, IPv4Address("127.0.0.1"), None)
+        default_factory=lambda: Underlay("eth0", 1500, IPv4Address("127.0.0.1"), None, IPv4Address("192.0.2.1"), None)
     )
     tuns: dict[tuple[str | None, str], FakeTun] = field(default_factory=dict)
     links: dict[tuple[str | None, str], Link] = field(default_factory=dict)
