@@ -1,0 +1,380 @@
+"""The daemon behind its socket, with a fake host and a fake data plane: what clients get, whatever they send."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_address, ip_network
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from fakes import FakeDataplane
+
+from canal_udp.api import REQUEST_MAX_BYTES, SOCKET_NAME, call, decode, encode
+from canal_udp.config import DaemonConfig
+from canal_udp.control.lease import Lease
+from canal_udp.daemon import Daemon
+from canal_udp.daemon_api import default_name
+from canal_udp.dataplane import Dataplane
+from canal_udp.errors import DaemonUnreachable, RequestError
+from canal_udp.readings import Event
+from canal_udp.tunnel.fake import FakeHost
+from canal_udp.tunnel.selftest import Offloads
+
+OFFLOADS = Offloads(True, True, 128, "self-test passed", ("csum", "tso4", "tso6", "uso4", "uso6"))
+SUBNET = ip_network("10.244.1.0/24")
+
+
+class Bench:
+    """A daemon in this process."""
+
+    def __init__(self, tmp_path: Path, name: str) -> None:
+        self.config = DaemonConfig(
+            store=f"memory://{name}",
+            network=ip_network("10.244.0.0/16"),  # type: ignore[arg-type]
+            encap="vxlan",
+            run_dir=tmp_path / "run",
+            state_dir=tmp_path / "state",
+            subnet_file=tmp_path / "run" / "subnet.env",
+            origins={"encap": "--encap", "network": "--network"},
+        )
+        self.config.run_dir.mkdir(exist_ok=True)
+        self.config.subnet_file.write_text("FLANNEL_SUBNET=10.244.1.1/24\n")
+        self.host = FakeHost(namespaces={"/run/netns/a": 1, "/run/netns/b": 2})
+        self.plane = FakeDataplane()
+        self.daemon: Daemon
+
+    async def start(self) -> None:
+        self.plane = FakeDataplane()
+        self.daemon = Daemon(self.config, self.host, cast(Dataplane, self.plane), OFFLOADS)
+        await self.daemon.start()
+        await self.until(lambda: self.daemon.state() == "ready")
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():  # noqa: ASYNC110 - of another object's state
+                await asyncio.sleep(0.005)
+
+    async def ask(self, op: str, **arguments: Any) -> Any:
+        return await asyncio.to_thread(call, self.config.run_dir, op, **arguments)
+
+    def run(self, work: Callable[[], Awaitable[None]], *, stop: bool = True) -> None:
+        async def body() -> None:
+            await self.start()
+            try:
+                await work()
+            finally:
+                if stop:
+                    await self.daemon.stop()
+
+        asyncio.run(body())
+
+
+@pytest.fixture
+def bench(tmp_path: Path, request: pytest.FixtureRequest) -> Bench:
+    return Bench(tmp_path, f"{request.node.name}-{tmp_path.name}")
+
+
+def test_status(bench: Bench) -> None:
+    async def work() -> None:
+        status = await bench.ask("status")
+        assert status["state"] == "ready"
+        assert status["reasons"] == []
+        assert (status["subnet"], status["encap"], status["mtu"]) == ("10.244.1.0/24", "vxlan", 1450)
+        assert (status["public_ip"], status["host_ifname"]) == ("192.0.2.1", "canal0")
+        assert status["offload"]["mode"] == "gso+gro"
+        assert status["worker"]["running"] is True
+        assert status["conservation"] == {"received": 0, "delivered": 0, "dropped": 0, "queued": 0, "balanced": True}
+        assert status["generation"] >= 1
+        assert (status["peers"], status["endpoints"]) == (0, 0)
+        assert json.loads(json.dumps(status)) == status
+
+    bench.run(work)
+
+
+def test_attach_is_idempotent_and_detach_frees(bench: Bench) -> None:
+    async def work() -> None:
+        first = await bench.ask("attach", netns="a")
+        assert first == {
+            "name": "default/a",
+            "netns": "/run/netns/a",
+            "ifname": "eth0",
+            "ips": ["10.244.1.2/32"],
+            "mtu": 1450,
+            "labels": {},
+            "state": "ok",
+        }
+        assert await bench.ask("attach", netns="a") == first
+        assert [name for kind, name in bench.plane.table.values() if kind == "pod"] == ["default/a"]
+        labelled = await bench.ask("attach", netns="a", labels=["app=x"])
+        assert labelled["labels"] == {"app": "x"}
+        second = await bench.ask("attach", netns="b", ips=["10.244.1.9"])
+        assert second["ips"] == ["10.244.1.9/32"]
+        assert [row["name"] for row in await bench.ask("endpoints")] == ["default/a", "default/b"]
+        assert await bench.ask("detach", netns="a") == {"name": "default/a", "detached": True}
+        assert await bench.ask("detach", netns="a") == {"name": "/run/netns/a", "detached": False}
+        assert bench.host.tuns["/run/netns/a", "eth0"].kept is False
+        again = await bench.ask("attach", netns="a", ips=["10.244.1.2"])
+        assert again["ips"] == ["10.244.1.2/32"]
+
+    bench.run(work)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        pytest.param({"netns": "none"}, "No such file", id="no such namespace"),
+        pytest.param({"netns": "../etc"}, "no name of a network namespace", id="a path as a name"),
+        pytest.param({"netns": ""}, "no name of a network namespace", id="nothing"),
+        pytest.param({"netns": 7}, "not a string", id="a number"),
+        pytest.param({"netns": "a", "name": "../x"}, "no name for an endpoint", id="a hostile name"),
+        pytest.param({"netns": "a", "ifname": "eth%d"}, "no name for an interface", id="a name the kernel expands"),
+        pytest.param({"netns": "a", "ifname": "x" * 16}, "no name for an interface", id="a name the kernel cuts"),
+        pytest.param({"netns": "a", "ips": ["10.9.9.9"]}, "10.9.9.9", id="an address of another subnet"),
+        pytest.param({"netns": "a", "ips": ["10.244.1.0"]}, "reserved", id="the node's own address"),
+        pytest.param({"netns": "a", "ips": ["x"]}, "x", id="no address"),
+        pytest.param({"netns": "a", "labels": ["x"]}, "no label", id="no label"),
+        pytest.param({"netns": "a", "labels": "x=y"}, "not a list", id="labels that are no list"),
+    ],
+)
+def test_attach_refuses(bench: Bench, arguments: dict[str, Any], problem: str) -> None:
+    async def work() -> None:
+        with pytest.raises(RequestError, match=problem):
+            await bench.ask("attach", **arguments)
+        assert bench.daemon.node.endpoints == {}
+        assert bench.daemon.ipam is not None
+        assert not bench.daemon.ipam.pool.names
+
+    bench.run(work)
+
+
+def test_an_attach_that_fails_leaves_nothing(bench: Bench) -> None:
+    async def work() -> None:
+        bench.host.broken["open_tun"] = "eth0 exists and is no TUN"
+        with pytest.raises(RequestError, match="is no TUN"):
+            await bench.ask("attach", netns="a")
+        assert bench.daemon.node.endpoints == {}
+        assert bench.daemon.ipam is not None
+        assert not bench.daemon.ipam.pool.names
+        assert (await bench.ask("status"))["state"] == "ready"
+
+    bench.run(work)
+
+
+def test_one_namespace_is_one_endpoint(bench: Bench) -> None:
+    async def work() -> None:
+        await bench.ask("attach", netns="a")
+        with pytest.raises(RequestError, match="is attached already, as default/a"):
+            await bench.ask("attach", netns="a", name="default/other")
+
+    bench.run(work)
+
+
+def test_a_name_moves_to_a_new_namespace(bench: Bench) -> None:
+    async def work() -> None:
+        await bench.ask("attach", netns="a", name="default/x")
+        moved = await bench.ask("attach", netns="b", name="default/x")
+        assert moved["netns"] == "/run/netns/b"
+        assert bench.host.tuns["/run/netns/a", "eth0"].kept is False
+
+    bench.run(work)
+
+
+def test_pods_outlive_the_daemon(bench: Bench) -> None:
+    """The second daemon finds what the first, killed, had; and drops the pod whose path another namespace took."""
+
+    async def first() -> None:
+        await bench.ask("attach", netns="a")
+        await bench.ask("attach", netns="b")
+
+    bench.run(first, stop=False)
+    bench.host.namespaces["/run/netns/b"] = 22
+
+    async def second() -> None:
+        assert [row["name"] for row in await bench.ask("endpoints")] == ["default/a"]
+        assert [row["ips"] for row in await bench.ask("endpoints")] == [["10.244.1.2/32"]]
+        assert {"pod default/a"} == {
+            f"{route.kind} {route.key}" for route in bench.plane.published[-1].routes if route.kind == "pod"
+        }
+        assert bench.daemon.ipam is not None
+        assert set(bench.daemon.ipam.pool.names) == {"default/a"}
+
+    bench.run(second)
+    assert bench.host.tuns["/run/netns/a", "eth0"].kept is True
+
+
+def test_clean_leaves_nothing(bench: Bench) -> None:
+    bench.config = replace(bench.config, clean=True)
+    bench.host.sysctls["net/ipv4/ip_forward"] = "0"
+
+    async def work() -> None:
+        await bench.ask("attach", netns="a")
+
+    bench.run(work)
+    assert {tun.kept for tun in bench.host.tuns.values()} == {False}
+    assert list(bench.config.state_dir.iterdir()) == []
+    assert list(bench.config.run_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["inspect", "events"])
+def test_what_someone_deleted_comes_back(bench: Bench, where: str) -> None:
+    async def work() -> None:
+        await bench.ask("attach", netns="a")
+        key = (None, "canal0") if where == "inspect" else ("/run/netns/a", "eth0")
+        gone = bench.host.tuns[key]
+        gone.alive = False
+        bench.host.monitors[key[0]].ring()
+        await bench.until(lambda: bench.host.tuns[key] is not gone and key in bench.host.links)
+        await bench.until(lambda: bench.daemon.state() == "ready")
+
+    bench.run(work)
+
+
+def test_a_namespace_that_is_gone_is_detached(bench: Bench) -> None:
+    async def work() -> None:
+        await bench.ask("attach", netns="a")
+        del bench.host.namespaces["/run/netns/a"]
+        bench.host.monitors[None].ring()
+        await bench.until(lambda: not bench.daemon.node.endpoints)
+        await bench.until(lambda: bench.host.tuns["/run/netns/a", "eth0"].kept is False)
+        assert bench.daemon.ipam is not None
+        await bench.until(lambda: not bench.daemon.ipam.pool.names)  # type: ignore[union-attr]
+
+    bench.run(work)
+
+
+def test_peers_and_leases(bench: Bench) -> None:
+    peer = Lease(
+        ip_network("10.244.2.0/24"),  # type: ignore[arg-type]
+        None,
+        IPv4Address("192.0.2.2"),
+        encap="vxlan",
+        vtep_mac=bytes.fromhex("020000000002"),
+    )
+
+    async def work() -> None:
+        await bench.daemon._store.create_lease(peer, None)
+        await bench.until(lambda: bench.daemon.node.peers.peers)
+        (row,) = await bench.ask("peers")
+        assert (row["subnet"], row["public_ip"], row["mtu"], row["state"]) == ("10.244.2.0/24", "192.0.2.2", 1450, "ok")
+        leases = await bench.ask("lease_list")
+        assert [(lease["subnet"], lease["own"]) for lease in leases] == [
+            ("10.244.1.0/24", True),
+            ("10.244.2.0/24", False),
+        ]
+        bench.plane.tell(Event("mtu", ip_address("192.0.2.2"), 0, 1400, 0))
+        await bench.until(lambda: bench.plane.published[-1].vteps[0].mtu_bytes == 1350)
+        bench.host.recursive = frozenset({ip_address("192.0.2.2")})
+        bench.host.monitors[None].ring()
+        await bench.until(lambda: not bench.plane.published[-1].vteps)
+        (row,) = await bench.ask("peers")
+        assert row["state"] == "left out: its route leads into canal0"
+        assert (await bench.ask("status"))["state"] == "degraded"
+
+    bench.run(work)
+
+
+def test_a_recursive_peer_is_never_published(bench: Bench) -> None:
+    bench.host.recursive = frozenset({ip_address("192.0.2.2")})
+    peer = Lease(ip_network("10.244.2.0/24"), None, IPv4Address("192.0.2.2"), encap="udp")  # type: ignore[arg-type]
+
+    async def work() -> None:
+        await bench.daemon._store.create_lease(peer, None)
+        await bench.until(lambda: bench.daemon.node.recursive)
+        assert all(not forwarding.vteps for forwarding in bench.plane.published)
+
+    bench.run(work)
+
+
+def test_flows_and_drops(bench: Bench) -> None:
+    async def work() -> None:
+        assert await bench.ask("flows", limit=10) == []
+        assert await bench.ask("drops") == {"short": 0, "no_route": 0}
+        with pytest.raises(RequestError, match="limit"):
+            await bench.ask("flows", limit=-1)
+
+    bench.run(work)
+
+
+def raw(path: Path, payload: bytes) -> bytes:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(5)
+        sock.connect(str(path))
+        sock.sendall(payload)
+        sock.shutdown(socket.SHUT_WR)
+        found = bytearray()
+        while part := sock.recv(65536):
+            found += part
+        return bytes(found)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        pytest.param(b"\n", "not JSON", id="empty"),
+        pytest.param(b"\xff\xfe\n", "not JSON", id="not text"),
+        pytest.param(b"[" * 100_000 + b"\n", "not JSON", id="deep"),
+        pytest.param(b"[]\n", "not a JSON object", id="a list"),
+        pytest.param(b"{}\n", "unknown operation", id="no operation"),
+        pytest.param(b'{"op":"\\u001b[2J"}\n', "unknown operation", id="an escape sequence"),
+        pytest.param(b'{"op":{"a":1}}\n', "unknown operation", id="an operation that is no string"),
+    ],
+)
+def test_bad_lines(bench: Bench, line: bytes, problem: str) -> None:
+    async def work() -> None:
+        answer = await asyncio.to_thread(raw, bench.config.run_dir / SOCKET_NAME, line)
+        message = decode(answer)
+        assert message["ok"] is False
+        assert problem in message["error"]
+        assert b"\x1b" not in answer
+        assert (await bench.ask("status"))["state"] == "ready"
+
+    bench.run(work)
+
+
+def test_a_megabyte_without_a_line_ends_the_connection(bench: Bench) -> None:
+    async def work() -> None:
+        path = bench.config.run_dir / SOCKET_NAME
+        try:
+            answer = await asyncio.to_thread(raw, path, b"x" * (REQUEST_MAX_BYTES * 3))
+        except OSError:  # closed while we were still talking
+            answer = b""
+        assert answer == b""
+        assert (await bench.ask("status"))["state"] == "ready"
+
+    bench.run(work)
+
+
+def test_the_socket_is_for_root_only(bench: Bench) -> None:
+    async def work() -> None:
+        assert (bench.config.run_dir / SOCKET_NAME).stat().st_mode & 0o777 == 0o600
+
+    bench.run(work)
+
+
+def test_no_daemon(tmp_path: Path) -> None:
+    with pytest.raises(DaemonUnreachable, match="is `canal daemon` running"):
+        call(tmp_path, "status")
+    (tmp_path / SOCKET_NAME).touch()
+    with pytest.raises(DaemonUnreachable):
+        call(tmp_path, "status")
+
+
+def test_lines_survive_every_character() -> None:
+    text = "".join(map(chr, [*range(300), 0x202E, 0x2028, 0x1F600])) + "\ud800"
+    line = encode({"x": text})
+    assert line.count(b"\n") == 1
+    assert line.isascii()
+    assert decode(line) == {"x": text}
+
+
+@pytest.mark.parametrize(
+    ("netns", "name"),
+    [("/run/netns/a", "default/a"), ("/proc/17/ns/net", "default/pid-17"), ("/var/run/x/cni-1", "default/cni-1")],
+)
+def test_default_name(netns: str, name: str) -> None:
+    assert default_name(netns) == name
