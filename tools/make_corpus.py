@@ -76,6 +76,7 @@ def corpora() -> dict[str, dict[str, bytes]]:
         "parse": plain,
         "vxlan": {name: vxlan(packet) for name, packet in plain.items()},
         "vnet": {name: vnet() + packet for name, packet in plain.items()} | {"superpacket": superpacket()},
+        "gso": {name: struct.pack(">HB", 16, 64) + packet for name, packet in plain.items()},
         "coalesce": {"train": b"".join(struct.pack(">H", len(p)) + p for p in train)},
         "pipeline": {
             "local": frame(POD_A, vnet() + plain["udp"]) + frame(POD_B, vnet() + plain["udp"]),
