@@ -106,10 +106,7 @@ def test_flags_and_vni_as_the_kernel_wants_them(tables: CData) -> None:
     )
     results = decap(tables, lib.CANAL_ENCAP_VXLAN, [head + body for head in heads])
     for (flags, vni, low), (drop, inner) in zip(cases, results, strict=True):
-        if flags != 8 or low:
-            expected = "bad_vxlan"
-        else:
-            expected = "none" if vni == VNI else "bad_vni"
+        expected = "bad_vxlan" if flags != 8 or low else "none" if vni == VNI else "bad_vni"
         assert (drop, inner) == (expected, IP4 if expected == "none" else b""), (flags, vni, low)
 
 
