@@ -17,7 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MTU_MIN = 576 };          /* RFC 791 3.2: what every host takes */
+enum { MTU_MIN = 576 - 50 };     /* RFC 791 3.2: what every host takes, less VXLAN over IPv4 */
 enum { VNI_END = 1 << 24 };      /* RFC 7348 5 */
 enum { MSS_MAX = 65535, INDEX_MIN = 8 };
 #define VTEPS_MAX ((size_t)CANAL_TARGET_INDEX)

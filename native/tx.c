@@ -11,7 +11,7 @@
  *             Each message ends in exactly one of: sent, replayed datagram by datagram (the kernel refused UDP_SEGMENT), dropped with a reason.
  * Threads:    worker.
  * Limits:     65507 bytes (IPv4) and gso_segments_max segments a message; 64 messages a call.
- * Source:     udp(7), Linux net/ipv4/udp.c: gso_size + headers > MTU is EMSGSIZE; EIO or EINVAL when the device or route cannot.
+ * Source:     udp(7), Linux net/ipv4/udp.c: gso_size + headers > MTU is EMSGSIZE, without a word in the error queue; EIO or EINVAL when the device or route cannot.
  */
 #include "tx.h"
 
@@ -116,11 +116,9 @@ static enum canal_drop drop_of(int error)
 	}
 }
 
-static void message_failed(struct worker *w, struct port *port, const struct canal_vtep *vtep, uint32_t packets, int error)
+static void message_failed(struct worker *w, uint32_t packets, int error)
 {
 	w->counters.own.drop[drop_of(error)] += packets;
-	if (error == EMSGSIZE)
-		worker_event(w, CANAL_EVENT_MTU, port, vtep->addr, 0);
 }
 
 /* Send one header until the kernel takes or refuses it: 0 or an errno. The first error may be an old ICMP error of the socket, which the
@@ -141,17 +139,23 @@ static int send_one(struct worker *w, struct port *port, struct mmsghdr *header)
 	return -rc;
 }
 
-/* The kernel refused UDP_SEGMENT on this socket: never ask again, and send what it refused piece by piece. */
-static void replay(struct worker *w, struct port *port, struct tx_queue *q, uint32_t i, int error)
+/* The kernel does not segment on this socket: never ask again. */
+static void gso_lost(struct worker *w, struct port *port, int error)
 {
-	struct tx_message m = q->messages[i];
-	struct iovec *iov = &q->iov[m.first_iov];
-	uint32_t left = m.n_iov;
-
 	if (!atomic_exchange_explicit(&port->gso_off, 1, memory_order_relaxed)) {
 		worker_count(w, CANAL_GSO_FALLBACK, 1);
 		worker_event(w, CANAL_EVENT_GSO_FALLBACK, port, NULL, (uint32_t)error);
 	}
+}
+
+/* Send the segments of a refused message one by one. */
+static void replay(struct worker *w, struct port *port, struct tx_queue *q, uint32_t i)
+{
+	struct tx_message m = q->messages[i];
+	struct iovec *iov = &q->iov[m.first_iov];
+	uint32_t left = m.n_iov;
+	int error;
+
 	for (uint32_t s = 0; s < m.n_segments; s++) {
 		uint32_t size = 0, n = 0, want = m.segment_size, packets = s < m.packets ? 1 : 0;
 		uint32_t share = m.inner_bytes / m.n_segments + (s == 0 ? m.inner_bytes % m.n_segments : 0);
@@ -161,7 +165,7 @@ static void replay(struct worker *w, struct port *port, struct tx_queue *q, uint
 		header_fill(w, q, i, iov, n, false);
 		error = send_one(w, port, &q->headers[i]);
 		if (error)
-			message_failed(w, port, &w->tables->vteps[m.vtep], packets, error);
+			message_failed(w, packets, error);
 		else
 			message_sent(w, port, packets, share);
 		iov += n;
@@ -174,12 +178,16 @@ static void settle(struct worker *w, struct port *port, struct tx_queue *q, uint
 	struct tx_message *m = &q->messages[i];
 	int error = send_one(w, port, &q->headers[i]);
 
-	if (!error)
+	if (!error) {
 		message_sent(w, port, m->packets, m->inner_bytes);
-	else if (m->n_segments > 1 && (error == EIO || error == EINVAL || error == EOPNOTSUPP))
-		replay(w, port, q, i, error);
-	else
-		message_failed(w, port, &w->tables->vteps[m->vtep], m->packets, error);
+	} else if (m->n_segments > 1 && (error == EIO || error == EINVAL || error == EOPNOTSUPP)) {
+		gso_lost(w, port, error);
+		replay(w, port, q, i);
+	} else if (m->n_segments > 1 && error == EMSGSIZE) {
+		replay(w, port, q, i);   /* only of a plain datagram does the kernel say which size would fit: io_read_errors() hears it */
+	} else {
+		message_failed(w, m->packets, error);
+	}
 }
 
 static void queue_flush(struct worker *w, struct port *port)
