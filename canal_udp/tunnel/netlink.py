@@ -186,7 +186,7 @@ class Netlink:
     # changes
 
     def set_link(self, index: int, *, up: bool | None = None, **attributes: int | str) -> None:
-        """Set a link's flags and attributes (mtu, txqlen)."""
+        """Set a link's flags and attributes (mtu, txqlen, gso_max_segs)."""
         message = ifinfmsg()
         message["index"] = index
         if up is not None:
@@ -301,7 +301,7 @@ def _raise_loopback(netlink: Netlink) -> list[str]:
 
 
 def _reconcile_link(netlink: Netlink, found: Message, link: Link) -> list[str]:
-    wanted = {"mtu": link.mtu_bytes, "txqlen": link.txqlen}
+    wanted = {"mtu": link.mtu_bytes, "txqlen": link.txqlen, "gso_max_segs": link.gso_max_segs}
     differs: dict[str, int | str] = {
         name: value for name, value in wanted.items() if found.get_attr(f"IFLA_{name.upper()}") != value
     }
