@@ -11,6 +11,7 @@ C_FILES := $(wildcard native/*.c tests/fuzz/*.c benchmarks/*.c)
 C_CHECK := -std=c11 -D_GNU_SOURCE -O3 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Werror
 ASAN    := build/asan/canal_udp/_native.abi3.so
 PYTEST  := $(PY) -m pytest
+C_TESTS := $(shell grep -lE '(_abi|dataplane|stages|bed) import' tests/test_*.py)
 
 export FUZZ_SECONDS ?= 60
 
@@ -66,9 +67,9 @@ $(ASAN): $(VENV)/.installed $(NATIVE)
 	@CANAL_SANITIZE=1 $(PY) -W ignore setup.py -q build_ext --build-lib build/asan --build-temp build/asan/tmp
 	@touch $@
 
-asan: build $(ASAN) ## unit tests with the C side under AddressSanitizer and UBSan
+asan: build $(ASAN) ## the unit tests that reach C, with it under AddressSanitizer and UBSan
 	@LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
-		CANAL_LIBRARY=$(ASAN) $(PYTEST) -q --ignore=tests/netns tests
+		CANAL_LIBRARY=$(ASAN) $(PYTEST) -q $(C_TESTS)
 
 fuzz: ## every target of tests/fuzz for FUZZ_SECONDS (60)
 	@command -v "$${CLANG:-clang-19}" >/dev/null || tools/install-deps fuzz

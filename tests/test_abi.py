@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -126,7 +127,7 @@ def test_library_of_another_header_refuses_to_load(tmp_path: Path) -> None:
         (native / file.name).write_bytes(file.read_bytes())
     (native / "build_ffi.py").write_bytes((root / "native" / "build_ffi.py").read_bytes())
     code = "import os, sys; sys.path.insert(0, os.getcwd()); import canal_udp._abi as abi; print(abi.source_is_stale())"
-    environment = {"CANAL_LIBRARY": str(_abi.library_path()), "PATH": "/usr/bin:/bin"}
+    environment = os.environ | {"CANAL_LIBRARY": str(_abi.library_path())}
 
     def run() -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", code]
@@ -143,16 +144,8 @@ def test_library_of_another_header_refuses_to_load(tmp_path: Path) -> None:
 
 
 def test_missing_library_says_so() -> None:
-    code = "import canal_udp._abi"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={
-            "CANAL_LIBRARY": "/nonexistent/_native.so",
-            "PATH": "/usr/bin:/bin",
-            "PYTHONPATH": str(Path(_abi.__file__).parent.parent),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = os.environ | {"CANAL_LIBRARY": "/nonexistent/_native.so"}
+    command = [sys.executable, "-c", "import canal_udp._abi"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
     assert "rebuild it: make build" in done.stderr
