@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from fakes import FakeDataplane
 
 from canal_udp.api import REQUEST_MAX_BYTES, SOCKET_NAME, call, decode, encode
 from canal_udp.config import DaemonConfig
@@ -24,6 +23,7 @@ from canal_udp.errors import DaemonUnreachable, RequestError
 from canal_udp.readings import Event
 from canal_udp.tunnel.fake import FakeHost
 from canal_udp.tunnel.selftest import Offloads
+from tests.fakes import FakeDataplane
 
 OFFLOADS = Offloads(True, True, 128, "self-test passed", ("csum", "tso4", "tso6", "uso4", "uso6"))
 SUBNET = ip_network("10.244.1.0/24")
