@@ -70,7 +70,6 @@ class Link:
     sysctls: tuple[tuple[str, str], ...] = ()  # path below /proc/sys, value
     txqlen: int = 10_000  # a TUN drops at its own queue's end, silently
     gso_max_segs: int = 128  # a peer's small MSS must not make superpackets that the data plane does not take
-    gso_max_segs: int = 128  # segments of one superpacket: what one UDP_SEGMENT send takes
     loopback_up: bool = False
 
     @property
