@@ -164,6 +164,8 @@ def test_nft_rules_replace_those_before() -> None:
     assert rules.startswith("table bridge t\ndelete table bridge t\n")
     assert "meta length > 1300" in rules and "numgen random mod 100000 < 1500" in rules
     assert "numgen" not in nft_ruleset("t", Impairment(loss_percent=1), with_loss=False)
+    assert "numgen random mod 100000 < 1 " in nft_ruleset("t", Impairment(loss_percent=0.0001), with_loss=True)
+    assert '\n    counter drop comment "loss"' in nft_ruleset("t", Impairment(loss_percent=100), with_loss=True)
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,11 @@ def nft_ruleset(table: str, impairment: Impairment, with_loss: bool) -> str:
     if impairment.blackhole_bytes:
         rules.append(f'meta length > {impairment.blackhole_bytes} counter drop comment "black hole"')
     if impairment.loss_percent and with_loss:
-        share = round(impairment.loss_percent * 1000)
-        rules.append(f'numgen random mod 100000 < {share} counter drop comment "loss"')
+        share = max(1, round(impairment.loss_percent * 1000))
+        chance = (
+            f"numgen random mod 100000 < {share} " if share < 100_000 else ""
+        )  # nft wants a value that can be false
+        rules.append(f'{chance}counter drop comment "loss"')
     chain = "\n    ".join(["type filter hook forward priority 0; policy accept;", *rules])
     body = f"table bridge {table} {{\n  chain forward {{\n    {chain}\n  }}\n}}\n"
     return f"table bridge {table}\ndelete table bridge {table}\n{body}"
