@@ -2,7 +2,7 @@
 
 Structure  `laboratory(text)` brings a lab up, yields a Bed and proves that nothing of it is left.
            A socket belongs to the namespace of the thread that made it, so a test holds both ends of a conversation:
-           `bed.socket("p", ...)` is a socket inside pod p.
+           `bed.sock("p", ...)` is a socket inside pod p.
 Invariant  `bed.settle()` ends every test: what a daemon received is what it delivered plus what it dropped, by reason.
 """
 
@@ -62,7 +62,7 @@ class Bed:
 
     # ---- talking
 
-    def socket(self, member: str, family: int = 4, kind: int = socket.SOCK_DGRAM, proto: int = 0) -> socket.socket:
+    def sock(self, member: str, family: int = 4, kind: int = socket.SOCK_DGRAM, proto: int = 0) -> socket.socket:
         """A socket inside a namespace, with a timeout."""
         made = self.inside(
             member, lambda: socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, kind, proto)
@@ -72,7 +72,7 @@ class Bed:
 
     def receiver(self, pod: str, family: int = 4, buffer_bytes: int = 32 << 20) -> socket.socket:
         """A UDP socket bound to a pod's address, whose queue is never the reason of a loss."""
-        made = self.socket(pod, family)
+        made = self.sock(pod, family)
         made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, buffer_bytes)
         made.bind((self.ip(pod, family), 0))
         return made
@@ -80,10 +80,10 @@ class Bed:
     @contextmanager
     def stream(self, source: str, target: str, family: int = 4) -> Iterator[tuple[socket.socket, socket.socket]]:
         """Both ends of a TCP connection between two pods."""
-        with self.socket(target, family, socket.SOCK_STREAM) as listener:
+        with self.sock(target, family, socket.SOCK_STREAM) as listener:
             listener.bind((self.ip(target, family), 0))
             listener.listen()
-            with self.socket(source, family, socket.SOCK_STREAM) as client:
+            with self.sock(source, family, socket.SOCK_STREAM) as client:
                 client.connect(listener.getsockname()[:2])
                 server, _ = listener.accept()
                 with server:
@@ -176,7 +176,7 @@ class Capture:
 
     def frames(self) -> list[bytes]:
         """Everything since the last call; fails if the kernel could not keep up."""
-        found = []
+        found: list[bytes] = []
         while True:
             try:
                 frame, (_, _, kind, _, _) = self._socket.recvfrom(1 << 17)
@@ -200,7 +200,7 @@ def wait(condition: Callable[[], object], describe: Callable[[], str] = str, tim
 def drain(receiver: socket.socket, count: int, timeout_s: float = TIMEOUT_S) -> list[bytes]:
     """Up to `count` datagrams, fewer when none comes for the timeout."""
     receiver.settimeout(timeout_s)
-    found = []
+    found: list[bytes] = []
     try:
         while len(found) < count:
             found.append(receiver.recv(65536))
@@ -234,12 +234,14 @@ def laboratory(text: str, name: str, folder: Path) -> Iterator[Bed]:
 
 
 def _own_interfaces() -> set[str]:
-    return {name for _, name in socket.if_nameindex()}
+    """Those of this namespace whose names could be a lab's."""
+    ours = ("eth", "canal", "flannel", "cni", "to-", "br")
+    return {name for _, name in socket.if_nameindex() if name.startswith(ours)}
 
 
 def _processes_of(name: str) -> list[str]:
     """Processes that the lab started, whatever namespace they live in."""
-    found = []
+    found: list[bytes] = []
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit() and f"CANAL_LAB={name}\0".encode() in (entry / "environ").read_bytes():

@@ -75,7 +75,7 @@ def test_tcp_transfer(bed: Bed, source: str, target: str, family: int, size_byte
 def test_udp_of_every_size(bed: Bed, source: str, target: str, family: int) -> None:
     """From 1 to 9000 bytes there and back; what exceeds the MTU travels as fragments of the inner packet."""
     data = random.Random(family).randbytes(9000)
-    with bed.socket(source, family) as client, bed.receiver(target, family) as server:
+    with bed.sock(source, family) as client, bed.receiver(target, family) as server:
         if family == 4:
             for one in (client, server):
                 one.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
@@ -104,7 +104,7 @@ def exchange(client: socket.socket, server: socket.socket, data: bytes) -> None:
 def learn_path_mtu(bed: Bed) -> None:
     """Let pod p know that its IPv6 peer is behind a narrower path."""
     bed.run("p", "ip -6 route flush cache")
-    with bed.socket("p", 6) as prober:
+    with bed.sock("p", 6) as prober:
         path_mtu(prober, bed.ip("q", 6), 1450)
 
 
@@ -123,7 +123,7 @@ def path_mtu(prober: socket.socket, target: str, size: int) -> int:
 def test_too_big_is_told(bed: Bed) -> None:
     """The pod's MTU fits an IPv4 underlay; over IPv6 the path is narrower, and the sender learns by how much."""
     bed.run("p", "ip -6 route flush cache")
-    with bed.socket("p", 6) as prober, bed.dropping("a", too_big=1):
+    with bed.sock("p", 6) as prober, bed.dropping("a", too_big=1):
         assert path_mtu(prober, bed.ip("q", 6), 1450) == 1430
 
 
@@ -139,8 +139,8 @@ def test_other_protocols(bed: Bed, source: str, target: str, proto: int) -> None
         253: Raw(bytes(range(256))),
     }[proto]
     with (
-        bed.socket(source, 4, socket.SOCK_RAW, proto) as client,
-        bed.socket(target, 4, socket.SOCK_RAW, proto) as server,
+        bed.sock(source, 4, socket.SOCK_RAW, proto) as client,
+        bed.sock(target, 4, socket.SOCK_RAW, proto) as server,
     ):
         client.sendto(bytes(made), (bed.ip(target), 0))
         assert IP(server.recv(65536)).payload.build() == bytes(made)
@@ -150,7 +150,7 @@ def test_other_protocols(bed: Bed, source: str, target: str, proto: int) -> None
 def test_small_segments(bed: Bed, source: str, target: str) -> None:
     """A superpacket of tiny segments holds more of them than one send takes; it must come in parts."""
     data = random.Random(3).randbytes(1 << 20)
-    with bed.socket(target, 4, socket.SOCK_STREAM) as listener, bed.socket(source, 4, socket.SOCK_STREAM) as client:
+    with bed.sock(target, 4, socket.SOCK_STREAM) as listener, bed.sock(source, 4, socket.SOCK_STREAM) as client:
         for one in (listener, client):
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 100)
         listener.bind((bed.ip(target), 0))
@@ -171,9 +171,9 @@ def test_path_gets_narrower(bed: Bed, family: int) -> None:
         bed.transfer("p", "q", 20 << 20, family)
         bed.settle()
         bed.run("p", f"ip -{family} route flush cache")
-        with bed.socket("p", family) as prober, bed.dropping("a", too_big=1):
+        with bed.sock("p", family) as prober, bed.dropping("a", too_big=1):
             assert path_mtu(prober, bed.ip("q", family), 1450 if family == 4 else 1400) == inner
-        with bed.socket("p") as client, bed.receiver("q") as server, bed.dropping("a"):
+        with bed.sock("p") as client, bed.receiver("q") as server, bed.dropping("a"):
             client.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
             for size in (1322, 1323, 1400, 1422, 1423, 9000) if family == 4 else ():
                 client.sendto(data[:size], server.getsockname())
