@@ -128,34 +128,27 @@ static inline struct ct_entry *if_live(const struct canal_ct *ct, struct ct_entr
 	return entry;
 }
 
-/* n <= CANAL_BATCH_MAX flows. */
-static void find_batch(const struct canal_ct *ct, const struct canal_flow *const *flows, size_t n, struct ct_key *keys, struct ct_entry **found)
+/* First round of a batch: the key, and ask for the bucket that the second one reads. */
+static inline void ask(const struct canal_ct *ct, const struct canal_flow *flow, struct ct_key *key)
 {
-	for (size_t i = 0; i < n; i++) {
-		ct_key_of_flow(ct, flows[i], &keys[i]);
-		__builtin_prefetch(&ct->buckets[(uint32_t)keys[i].hash & ct->bucket_mask]);
-	}
-	ct_table_find(ct, keys, n, found);
-	for (size_t i = 0; i < n; i++)
-		found[i] = if_live(ct, found[i], flows[i]);
+	ct_key_of_flow(ct, flow, key);
+	__builtin_prefetch(&ct->buckets[(uint32_t)key->hash & ct->bucket_mask]);
 }
 
 static void lookup_chunk(struct canal_ct *ct, struct packet *const *packets, size_t n)
 {
-	const struct canal_flow *flows[CANAL_BATCH_MAX];
-	struct ct_key keys[CANAL_BATCH_MAX];
-	struct ct_entry *found[CANAL_BATCH_MAX];
+	struct ct_batch batch;
 
 	for (size_t i = 0; i < n; i++)
-		flows[i] = &packets[i]->flow;
-	find_batch(ct, flows, n, keys, found);
+		ask(ct, &packets[i]->flow, &batch.keys[i]);
+	ct_table_find(ct, &batch, n);
 	for (size_t i = 0; i < n; i++) {
 		struct packet *p = packets[i];
 
-		p->hash = hash32(keys[i].hash);
-		p->ct = found[i];
+		p->hash = hash32(batch.keys[i].hash);
+		p->ct = if_live(ct, batch.found[i], &p->flow);
 		p->flow.flags &= (uint8_t)~CANAL_FLOW_REPLY;
-		if (found[i] && found[i]->original != keys[i].source)
+		if (p->ct && p->ct->original != batch.keys[i].source)
 			p->flow.flags |= CANAL_FLOW_REPLY;
 	}
 }
@@ -181,7 +174,7 @@ struct ct_entry *ct_find_related(struct canal_ct *ct, const struct canal_flow *q
 
 	*quoted_is_reply = false;
 	ct_key_of_flow(ct, quoted, &key);
-	ct_table_find(ct, &key, 1, &entry);
+	entry = ct_table_find_one(ct, &key);
 	if (!entry || ct_expired(ct, entry) || !is_trackable(quoted))
 		return NULL;
 	*quoted_is_reply = entry->original != key.source;
@@ -221,7 +214,7 @@ struct ct_entry *ct_insert(struct canal_ct *ct, const struct packet *p, uint32_t
 	ct->now_ms = (uint32_t)now_ms;
 	*drop = CANAL_DROP_NONE;
 	ct_key_of_flow(ct, &p->flow, &key);
-	ct_table_find(ct, &key, 1, &entry);
+	entry = ct_table_find_one(ct, &key);
 	if (if_live(ct, entry, &p->flow))
 		return entry;
 	if (!ct_state_open(&first, &p->flow)) {
@@ -311,25 +304,25 @@ int canal_ct_sweep(struct canal_ct *ct, uint64_t now_ms, uint32_t n)
 
 /* ---- the table by itself, as canal.h offers it ----------------------------------------------------------------------------- */
 
-static int32_t outcome(const struct ct_entry *entry, const struct ct_key *key, int32_t how)
+static void find_chunk(struct canal_ct *ct, const struct canal_flow *flows, size_t n, int32_t *results)
 {
-	return how | (entry->original != key->source ? CANAL_CT_IS_REPLY : 0);
+	struct ct_batch batch;
+
+	for (size_t i = 0; i < n; i++)
+		ask(ct, &flows[i], &batch.keys[i]);
+	ct_table_find(ct, &batch, n);
+	for (size_t i = 0; i < n; i++) {
+		if (!if_live(ct, batch.found[i], &flows[i]))
+			results[i] = -(int32_t)flows[i].drop;
+		else
+			results[i] = CANAL_CT_HIT | (batch.found[i]->original != batch.keys[i].source ? CANAL_CT_IS_REPLY : 0);
+	}
 }
 
 int canal_ct_find(struct canal_ct *ct, const struct canal_flow *flows, size_t n, int32_t *results)
 {
-	for (size_t first = 0; first < n; first += CANAL_BATCH_MAX) {
-		size_t count = n - first < CANAL_BATCH_MAX ? n - first : CANAL_BATCH_MAX;
-		const struct canal_flow *chunk[CANAL_BATCH_MAX];
-		struct ct_key keys[CANAL_BATCH_MAX];
-		struct ct_entry *found[CANAL_BATCH_MAX];
-
-		for (size_t i = 0; i < count; i++)
-			chunk[i] = &flows[first + i];
-		find_batch(ct, chunk, count, keys, found);
-		for (size_t i = 0; i < count; i++)
-			results[first + i] = found[i] ? outcome(found[i], &keys[i], CANAL_CT_HIT) : -(int32_t)chunk[i]->drop;
-	}
+	for (size_t first = 0; first < n; first += CANAL_BATCH_MAX)
+		find_chunk(ct, flows + first, n - first < CANAL_BATCH_MAX ? n - first : CANAL_BATCH_MAX, results + first);
 	return CANAL_OK;
 }
 

@@ -39,9 +39,15 @@ struct ct_key {
 	uint8_t source;                 /* which end the flow's source is */
 };
 
+struct ct_batch {
+	struct ct_key keys[CANAL_BATCH_MAX];
+	struct ct_entry *found[CANAL_BATCH_MAX];
+};
+
 void ct_key_of_flow(const struct canal_ct *ct, const struct canal_flow *flow, struct ct_key *key);
-/* keys and found: n <= CANAL_BATCH_MAX. found[i] = NULL when the flow is not there; its time may be over. */
-void ct_table_find(const struct canal_ct *ct, const struct ct_key *keys, size_t n, struct ct_entry **found);
+/* Fill found[0..n) for keys[0..n); NULL where the flow is not there. The time of what is there may be over. */
+void ct_table_find(const struct canal_ct *ct, struct ct_batch *batch, size_t n);
+struct ct_entry *ct_table_find_one(const struct canal_ct *ct, const struct ct_key *key);
 /* A zeroed entry with this key, or NULL: no free entry, or every bucket that it may lie in is full. */
 struct ct_entry *ct_table_insert(struct canal_ct *ct, const struct ct_key *key);
 void ct_table_remove(struct canal_ct *ct, struct ct_entry *entry);

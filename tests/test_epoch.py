@@ -1,4 +1,4 @@
-"""Snapshots are swapped under a reading worker; the sanitizers say whether anything was freed early or read in a race."""
+"""Snapshots are swapped under a reading worker; the sanitizers say what was freed too early or read in a race."""
 
 from __future__ import annotations
 
@@ -17,4 +17,4 @@ from native_build import build_native, run_program
 )
 def test_swaps_under_a_reading_worker(tmp_path: Path, flags: tuple[str, ...]) -> None:
     program = build_native(tmp_path, "test_epoch.c", ["epoch.c", "tables.c", "fib.c"], "-pthread", *flags)
-    run_program(program, 1000)
+    run_program(program, 300)
