@@ -23,6 +23,7 @@ COMMANDS = {
     "drops": "state",
     "lease": "store",
     "network": "store",
+    "policy": "policy",
     "lab": "lab",
 }
 

@@ -19,11 +19,11 @@ NATIVE = ROOT / "native"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "net", "logs"),
-    ("config", "readings", "control", "cni", "encap", "endpoints", "underlay"),
+    ("config", "readings", "control", "cni", "encap", "endpoints", "underlay", "policy"),
     ("node", "actions", "agenda"),
     ("_abi", "encap.fib", "tunnel"),
     ("dataplane",),
-    ("api", "daemon", "daemon_api", "daemon_hands", "daemon_health", "daemon_store", "lab"),
+    ("api", "daemon", "daemon_api", "daemon_hands", "daemon_health", "daemon_paths", "daemon_store", "lab"),
     ("cli", "__main__"),
 )
 
@@ -34,14 +34,14 @@ DOORS: dict[str, tuple[str, ...]] = {
     "uvloop": ("daemon",),
     "pyroute2": ("tunnel.netlink",),
     "sqlite3": ("control.sqlite",),
-    "yaml": ("lab.",),
+    "yaml": ("lab.", "policy.reader"),
     "scapy": ("lab.",),
     "numpy": ("_abi", "encap.fib", "dataplane"),
     "msgspec": ("",),
 }
 PURE = (
     *("errors", "net", "config", "readings", "endpoints", "underlay", "node", "actions", "agenda"),
-    *("control.lease", "control.peers", "control.network", "encap."),
+    *("control.lease", "control.peers", "control.network", "encap.", "policy."),
 )
 EFFECTS = {"asyncio", "socket", "subprocess", "threading", "time", "os", "fcntl", "signal", "select"}
 
