@@ -188,7 +188,7 @@ static bool sends(const struct port *port, uint32_t set)
 /* Which sockets may send for this set: those for sending only where there are any, else those that also receive. */
 static void tx_set_rebuild(struct canal_dp *dp, uint32_t set)
 {
-	uint32_t rows[TX_PORTS_MAX], n = 0;
+	uint32_t rows[TX_PORTS_MAX] = { 0 }, n = 0;
 	bool only = false;
 
 	for (uint32_t i = 0; i < dp->n_ports; i++)
