@@ -59,6 +59,7 @@ class DaemonConfig:
     port: int = 0  # UDP; 0: the encapsulation's
     mtu: int = 0  # of the underlay, bytes; 0: the interface's
     busy_poll_us: int = 60
+    mtu_probe_s: int = 2  # 0: paths are believed
     healthz_addr: str | None = None  # host:port
     strict_checksums: bool = False
     no_udp_gso: bool = False
@@ -227,6 +228,13 @@ OPTIONS: tuple[Option, ...] = (
     Option("vni", "VXLAN network identifier", "number", "N", high=VNI_MAX),
     Option("port", "UDP port; 0: 8285 for udp, 8472 for vxlan", "number", "N", high=65535),
     Option("mtu", "MTU of the underlay; 0: the interface's", "number", "BYTES", high=65535),
+    Option(
+        "mtu_probe_s",
+        "ask so often whether full-size packets reach each peer; 0: never",
+        "number",
+        "S",
+        high=86400,
+    ),
     Option("busy_poll_us", "poll this long before sleeping", "number", "US", high=1_000_000),
     Option("healthz_addr", "answer /healthz and /readyz here", metavar="HOST:PORT", parse=_listen),
     Option("strict_checksums", "verify the inner checksums of what peers send", "switch"),

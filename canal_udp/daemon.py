@@ -44,6 +44,7 @@ from canal_udp.control.subnet_env import previous_subnets, read, replace_file
 from canal_udp.daemon_api import Server, Service
 from canal_udp.daemon_hands import Hands
 from canal_udp.daemon_health import HealthServer, sd_notify
+from canal_udp.daemon_paths import PathProber
 from canal_udp.daemon_store import Keeper
 from canal_udp.dataplane import Dataplane, DataplaneConfig
 from canal_udp.endpoints import FILE_NAME, Endpoint, load
@@ -98,6 +99,7 @@ class Daemon:
         self._store = open_store(config.store)
         previous = Previous(*previous_subnets(read(config.subnet_file)))
         self._keeper = Keeper(self._store, config, previous, self._claim, self.apply)
+        self.prober = PathProber(host, self.node, config.mtu_probe_s, self.apply, now)
         self._server = Server(Service(self))
         self._health = HealthServer(self._not_ready)
         self._ready = False
@@ -113,6 +115,8 @@ class Daemon:
         asyncio.get_running_loop().add_reader(self.dataplane.events_fd, self._on_dataplane_events)
         self._spawn(self._keeper.run(), "store")
         self._spawn(self._tick(), "tick")
+        if self.config.mtu_probe_s:
+            self._spawn(self.prober.run(), "paths")
         await self._server.start(self.config.run_dir)
         if self.config.healthz_addr:
             await self._health.start(*parse_listen(self.config.healthz_addr))
@@ -233,13 +237,14 @@ class Daemon:
 
     def _on_dataplane_events(self) -> None:
         found = self.dataplane.events()
-        events = [MtuLearned(one.addr, one.value) for one in found if one.kind == "mtu" and one.addr is not None]
+        mtus = {one.addr: one.value for one in found if one.kind == "mtu" and one.addr is not None}
         for one in found:
             if one.kind != "mtu":
                 event(LOG, "warning", f"dataplane.{one.kind}", port=one.port, value=one.value)
         self._wake()
-        if events:
-            self._spawn(self.apply(*events), "mtu", watched=False)
+        if mtus:
+            learned = (MtuLearned(address, value) for address, value in mtus.items())
+            self._spawn(self.apply(*learned), "mtu", watched=False)
 
     def _spawn(self, work: Any, name: str, *, watched: bool = True) -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canal_udp.actions import Attach, Detach
+from canal_udp.actions import Attach, Detach, IPAddress
 from canal_udp.api import REQUEST_MAX_BYTES, SOCKET_NAME, decode, encode, failure, success
 from canal_udp.control.acquire import owns
 from canal_udp.control.shown import lease_row
@@ -179,11 +179,17 @@ class Service:
             address = peer.addr4 or peer.addr6
             recursive = bool({peer.addr4, peer.addr6} & node.recursive)
             state = f"left out: its route leads into {node.config.host_ifname}" if recursive else "ok"
-            rows.append(lease_row(peer.lease) | {"mtu": mtus.get(address) if address else None, "state": state})
-        rows += [
-            lease_row(bad.lease) | {"mtu": None, "state": f"not used: {bad.problem}"} for bad in node.peers.conflicts
-        ]
+            path = {"mtu": mtus.get(address) if address else None, "path": self._path(address)}
+            rows.append(lease_row(peer.lease) | path | {"state": state})
+        none = {"mtu": None, "path": ""}
+        rows += [lease_row(bad.lease) | none | {"state": f"not used: {bad.problem}"} for bad in node.peers.conflicts]
         return rows
+
+    def _path(self, address: IPAddress | None) -> str:
+        """How the MTU towards a peer is known."""
+        if address is None:
+            return ""
+        return "learned" if address in self._daemon.node.learned else self._daemon.prober.knowledge(address)
 
     async def _endpoints(self, request: Request) -> list[dict[str, Any]]:
         return [self._endpoint_row(one) for one in self._daemon.node.endpoints.values()]

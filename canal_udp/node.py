@@ -47,11 +47,12 @@ from canal_udp.agenda import Agenda
 from canal_udp.config import DaemonConfig, with_network
 from canal_udp.control.lease import Lease
 from canal_udp.control.network import NetworkConfig
+from canal_udp.control.path_mtu import Path
 from canal_udp.control.peers import LearnedMtus, PeerTable, peer_table, table_routes
 from canal_udp.control.store import LeaseSnapshot
 from canal_udp.control.subnet_env import SubnetEnv
 from canal_udp.encap.forwarding import Encap, Forwarding, Route, Vtep, vtep_key
-from canal_udp.encap.mtu import inner_mtu
+from canal_udp.encap.mtu import inner_mtu, overhead
 from canal_udp.endpoints import FILE_NAME, Endpoint, dump
 from canal_udp.errors import ConfigError
 from canal_udp.net import contains
@@ -131,8 +132,9 @@ class Node:
                     self._agenda.lost(f"{kind} {name}")
                 yield Log("warning", "device.gone", (("name", name or "host"),))
             case MtuLearned(address, mtu_bytes):
-                self._learned = self._learned.learn(address, mtu_bytes, now)
-                yield Log("info", "mtu.learned", (("peer", address), ("mtu_bytes", mtu_bytes)))
+                before, self._learned = self._learned, self._learned.learn(address, mtu_bytes, now)
+                if before.mtu_of(address, 0xFFFF) != self._learned.mtu_of(address, 0xFFFF):  # each lost packet says it
+                    yield Log("info", "mtu.learned", (("peer", address), ("mtu_bytes", mtu_bytes)))
             case RoutesSeen(recursive):
                 yield from self._take_recursive(recursive)
 
@@ -281,6 +283,29 @@ class Node:
     def vteps(self) -> tuple[Vtep, ...]:
         """The VTEPs of all peers, with what each path carries."""
         return self._layout()[0]
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """How each VTEP is asked what its path carries: the first address of its subnet is the peer's own."""
+        if not self.published:
+            return ()
+        vteps, routes = self._layout()
+        targets = {route.key: route.prefix.network_address for route in reversed(routes)}
+        return tuple(
+            Path(vtep.addr, targets[vtep_key(vtep)], min(vtep.mtu_bytes, self.mtu_bytes))
+            for vtep in vteps
+            if vtep.addr not in self.recursive
+        )
+
+    def overhead_to(self, address: IPAddress) -> int:
+        """Bytes between the inner and the outer packet on the way to a VTEP."""
+        encap = next((vtep.encap for vtep in self.vteps if vtep.addr == address), self.config.encap)
+        return overhead(encap, 4 if address.version == 4 else 6)
+
+    @property
+    def learned(self) -> frozenset[IPAddress]:
+        """Peers whose path is known to be narrower than our own link."""
+        return frozenset(self._learned.by_addr)
 
     def _layout(self) -> tuple[tuple[Vtep, ...], tuple[Route, ...]]:
         if self.network is None or self.underlay is None:

@@ -261,6 +261,8 @@ def test_peers_and_leases(bench: Bench) -> None:
         await bench.until(lambda: bench.daemon.node.peers.peers)
         (row,) = await bench.ask("peers")
         assert (row["subnet"], row["public_ip"], row["mtu"], row["state"]) == ("10.244.2.0/24", "192.0.2.2", 1450, "ok")
+        await bench.until(lambda: bench.daemon.prober.knowledge(ip_address("192.0.2.2")) == "verified")
+        assert (await bench.ask("peers"))[0]["path"] == "verified"
         leases = await bench.ask("lease_list")
         assert [(lease["subnet"], lease["own"]) for lease in leases] == [
             ("10.244.1.0/24", True),
@@ -268,6 +270,10 @@ def test_peers_and_leases(bench: Bench) -> None:
         ]
         bench.plane.tell(Event("mtu", ip_address("192.0.2.2"), 0, 1400, 0))
         await bench.until(lambda: bench.plane.published[-1].vteps[0].mtu_bytes == 1350)
+        bench.host.echoes[4].carries_bytes = 1250
+        await bench.until(lambda: bench.plane.published[-1].vteps[0].mtu_bytes < 1350)
+        row = (await bench.ask("peers"))[0]
+        assert 1242 < row["mtu"] <= 1250 and row["path"] == "learned"
         bench.host.recursive = frozenset({ip_address("192.0.2.2")})
         bench.host.monitors[None].ring()
         await bench.until(lambda: not bench.plane.published[-1].vteps)

@@ -41,7 +41,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 }
 PURE = (
     *("errors", "net", "config", "readings", "endpoints", "underlay", "node", "actions", "agenda"),
-    *("control.lease", "control.peers", "control.network", "encap.", "policy."),
+    *("control.lease", "control.peers", "control.network", "control.path_mtu", "encap.", "policy."),
 )
 EFFECTS = {"asyncio", "socket", "subprocess", "threading", "time", "os", "fcntl", "signal", "select"}
 

@@ -53,7 +53,7 @@ def _status_lines(status: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _peers(arguments: argparse.Namespace) -> int:
-    columns = ("subnet", "subnet6", "public_ip", "encap", "vtep_mac", "mtu", "node", "state")
+    columns = ("subnet", "subnet6", "public_ip", "encap", "vtep_mac", "mtu", "path", "node", "state")
     return _table(arguments, "peers", columns, "no peers")
 
 

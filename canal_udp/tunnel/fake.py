@@ -63,6 +63,27 @@ class FakeMonitor:
         os.close(self._fd)
 
 
+class FakeEcho(FakeMonitor):
+    """Echo requests that every peer answers, up to the size that the test sets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.carries_bytes = 65535
+        self._answers: list[tuple[int, IPAddress]] = []
+
+    def send(self, target: IPAddress, size_bytes: int, number: int) -> None:
+        """Answer, unless that is too big."""
+        if size_bytes <= self.carries_bytes:
+            self._answers.append((number, target))
+            self.ring()
+
+    def receive(self) -> list[tuple[int, IPAddress]]:
+        """Return the answers since the last call."""
+        self.drain()
+        found, self._answers = self._answers, []
+        return found
+
+
 @dataclass
 class FakeHost:
     """A `Host` whose state is plain attributes."""
@@ -73,6 +94,7 @@ class FakeHost:
     tuns: dict[tuple[str | None, str], FakeTun] = field(default_factory=dict)
     links: dict[tuple[str | None, str], Link] = field(default_factory=dict)
     monitors: dict[str | None, FakeMonitor] = field(default_factory=dict)
+    echoes: dict[int, FakeEcho] = field(default_factory=dict)  # by IP version
     namespaces: dict[str, int] = field(default_factory=dict)  # path -> number of the namespace
     recursive: frozenset[IPAddress] = frozenset()
     broken: dict[str, str] = field(default_factory=dict)  # method -> problem
@@ -99,6 +121,12 @@ class FakeHost:
         """Make a monitor that the test can ring."""
         self.monitors[namespace] = FakeMonitor()
         return self.monitors[namespace]
+
+    def open_echo(self, version: int) -> FakeEcho:
+        """Make a socket whose peers the test rules."""
+        self._fail("open_echo")
+        self.echoes[version] = FakeEcho()
+        return self.echoes[version]
 
     def reconcile(self, link: Link) -> tuple[str, ...] | None:
         """Take a link as it is wanted, if its TUN is alive."""

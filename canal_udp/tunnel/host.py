@@ -6,13 +6,14 @@ Threads    every method may block for milliseconds: call it in the daemon's host
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from canal_udp.actions import IPAddress, Link, Sockets
 from canal_udp.errors import DeviceError
 from canal_udp.tunnel import netlink, netns
 from canal_udp.tunnel.device import Tun, open_tun
+from canal_udp.tunnel.echo import EchoSocket
 from canal_udp.tunnel.netlink import Monitor, Netlink
 from canal_udp.tunnel.sockets import UnderlaySocket, open_underlay_set
 from canal_udp.underlay import Underlay, Wish, choose
@@ -38,11 +39,21 @@ class AnyMonitor(Protocol):
     def close(self) -> None: ...
 
 
+class AnyEcho(Protocol):
+    """Echo requests of one family and their answers."""
+
+    def fileno(self) -> int: ...
+    def send(self, target: IPAddress, size_bytes: int, number: int) -> None: ...
+    def receive(self) -> Iterable[tuple[int, IPAddress]]: ...
+    def close(self) -> None: ...
+
+
 class Host(Protocol):
     """What the daemon needs of the host."""
 
     def open_tun(self, ifname: str, namespace: str | None) -> AnyTun: ...
     def open_sockets(self, wanted: Sockets, *, gro: bool) -> list[UnderlaySocket]: ...
+    def open_echo(self, version: int) -> AnyEcho: ...
     def monitor(self, namespace: str | None) -> AnyMonitor: ...
     def reconcile(self, link: Link) -> tuple[str, ...] | None: ...
     def identity(self, namespace: str) -> str: ...
@@ -63,6 +74,10 @@ class RealHost:
     def open_sockets(self, wanted: Sockets, *, gro: bool) -> list[UnderlaySocket]:
         """Open the underlay sockets of one encapsulation and family."""
         return open_underlay_set(wanted.address, wanted.port, wanted.encap, gro=gro)
+
+    def open_echo(self, version: int) -> EchoSocket:
+        """Open a socket for echo requests from this host."""
+        return EchoSocket(version)
 
     def monitor(self, namespace: str | None) -> Monitor:
         """Watch links, addresses and routes of a namespace."""

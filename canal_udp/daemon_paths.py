@@ -1,0 +1,88 @@
+"""The daemon asks every peer whether full-size packets arrive, and tells the node where they do not.
+
+Structure  node.paths ─► control.path_mtu (what to ask, what the answers mean) ─► echo sockets ─► MtuLearned
+Threads    the loop's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+
+from canal_udp.actions import Event, IPAddress, MtuLearned
+from canal_udp.control.path_mtu import Knowledge, PathMtus
+from canal_udp.errors import DeviceError
+from canal_udp.logs import event
+from canal_udp.node import Node
+from canal_udp.tunnel.host import AnyEcho, Host
+
+LOG = logging.getLogger("canal.paths")
+LOOK_S = 0.5  # until a new peer is noticed
+
+
+class PathProber:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        host: Host,
+        node: Node,
+        interval_s: float,
+        apply: Callable[[Event], Awaitable[None]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._host, self._node, self._apply, self._clock = host, node, apply, clock
+        self._mtus = PathMtus(interval_s)
+        self._sockets: dict[int, AnyEcho] = {}
+        self._wake = asyncio.Event()
+
+    def knowledge(self, address: IPAddress) -> Knowledge:
+        """Whether the MTU towards a peer was verified."""
+        return self._mtus.knowledge(address)
+
+    async def run(self) -> None:
+        """Work for ever; a host without raw sockets has paths that are never verified."""
+        try:
+            for version in (4, 6):
+                self._open(version)
+            while True:
+                await self._turn()
+        finally:
+            self._close()
+
+    def _open(self, version: int) -> None:
+        try:
+            echo = self._sockets[version] = self._host.open_echo(version)
+        except DeviceError as error:
+            event(LOG, "warning", "paths.unverified", reason=error)
+            return
+        asyncio.get_running_loop().add_reader(echo.fileno(), lambda: self._hear(echo))
+
+    def _hear(self, echo: AnyEcho) -> None:
+        now = self._clock()
+        for number, sender in echo.receive():
+            self._mtus.answer(number, sender, now)
+        self._wake.set()
+
+    async def _turn(self) -> None:
+        now = self._clock()
+        self._mtus.know((path for path in self._node.paths if path.target.version in self._sockets), now)
+        probes, found = self._mtus.step(now)
+        for probe in probes:
+            self._sockets[probe.target.version].send(probe.target, probe.size_bytes, probe.number)
+        for one in found:
+            outer = one.mtu_bytes + self._node.overhead_to(one.address)
+            event(LOG, "warning", "path.black_hole", peer=one.address, carries_bytes=outer)
+            await self._apply(MtuLearned(one.address, outer))
+        due = self._mtus.next_at
+        self._wake.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), LOOK_S if due is None else min(max(due - now, 0.001), LOOK_S))
+
+    def _close(self) -> None:
+        for echo in self._sockets.values():
+            asyncio.get_running_loop().remove_reader(echo.fileno())
+            echo.close()
+        self._sockets.clear()
