@@ -15,6 +15,7 @@ from canal_udp.control.lease import Lease
 from canal_udp.control.network import NetworkConfig
 from canal_udp.control.store import LeaseSnapshot
 from canal_udp.encap.forwarding import Encap, Forwarding
+from canal_udp.encap.mtu import superpacket_segments
 from canal_udp.endpoints import Endpoint
 from canal_udp.underlay import Underlay
 
@@ -69,8 +70,12 @@ class Link:
     within: tuple[IPNetwork, ...] = ()  # an address in here that is not wanted is stale
     sysctls: tuple[tuple[str, str], ...] = ()  # path below /proc/sys, value
     txqlen: int = 10_000  # a TUN drops at its own queue's end, silently
-    gso_max_segs: int = 128  # a peer's small MSS must not make superpackets that the data plane does not take
     loopback_up: bool = False
+
+    @property
+    def gso_max_segs(self) -> int:
+        """Segments of the largest superpacket that the pod's stack may hand over: what one message to a peer holds."""
+        return superpacket_segments(self.mtu_bytes)
 
     @property
     def key(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from canal_udp.encap.forwarding import Encap
-from canal_udp.encap.mtu import Family, inner_mtu, overhead
+from canal_udp.encap.mtu import Family, inner_mtu, overhead, superpacket_segments
 from canal_udp.errors import ConfigError
 
 
@@ -47,3 +47,18 @@ def test_too_narrow(underlay: int, inner_ipv6: bool, message: str) -> None:
         inner_mtu("vxlan", 4, underlay, inner_ipv6=inner_ipv6)
     assert str(caught.value) == message
     inner_mtu("vxlan", 4, underlay + 1, inner_ipv6=inner_ipv6)
+
+
+@pytest.mark.parametrize(
+    ("mtu", "expected"),
+    [
+        pytest.param(1450, 44, id="vxlan on 1500"),
+        pytest.param(8950, 7, id="jumbo"),
+        pytest.param(65000, 1, id="one is always allowed"),
+        pytest.param(576, 64, id="no more than an old kernel's UDP_SEGMENT takes"),
+    ],
+)
+def test_superpacket_segments(mtu: int, expected: int) -> None:
+    """As many as one UDP message holds, so that a superpacket leaves no nearly empty message behind."""
+    assert superpacket_segments(mtu) == expected
+    assert expected == 1 or expected * (mtu + 22) <= 65487

@@ -16,6 +16,8 @@ ETHER_HEADER = 14
 IPV4_MTU_MIN = 68  # RFC 791: every host forwards that much
 IPV6_MTU_MIN = 1280  # RFC 8200: no IPv6 link has less
 MTU_MAX = 65535
+UDP_PAYLOAD_MAX = 65535 - IPV6_HEADER - UDP_HEADER  # of one UDP_SEGMENT message, either family
+SEGMENTS_MAX = 64  # what UDP_SEGMENT takes on every kernel that has it
 
 Family = Literal[4, 6]
 
@@ -39,3 +41,8 @@ def inner_mtu(encap: Encap, family: Family, underlay_mtu_bytes: int, *, inner_ip
         )
         raise ConfigError(problem, field="mtu")
     return mtu
+
+
+def superpacket_segments(mtu_bytes: int) -> int:
+    """Segments that one UDP_SEGMENT message holds: of a larger superpacket a nearly empty message would be left."""
+    return max(1, min(SEGMENTS_MAX, UDP_PAYLOAD_MAX // (mtu_bytes + VXLAN_HEADER + ETHER_HEADER)))
