@@ -74,3 +74,7 @@ class RequestError(CanalError):
 
 class LabError(CanalError):
     """A lab cannot be built, or a check in it failed."""
+
+
+class BenchError(CanalError):
+    """A measurement cannot be made, or what it measured was not correct."""
