@@ -30,7 +30,7 @@ from canal_udp.lab.traffic import transfer
 from canal_udp.tunnel.netns import run_inside
 
 T = TypeVar("T")
-UDP_SEGMENT = 103
+UDP_SEGMENT, VXLAN_PORT = 103, 8472
 IP_MTU_DISCOVER, IP_PMTUDISC_DONT, IP_PMTUDISC_DO, IP_RECVTOS = 10, 0, 2, 13
 IPV6_MTU_DISCOVER = 23
 SO_RCVBUFFORCE = 33
@@ -187,6 +187,16 @@ class Capture:
         _, lost = struct.unpack("II", self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
         assert lost == 0, f"the capture lost {lost} frames"
         return found
+
+
+def vxlan_inner(frame: bytes) -> bytes:
+    """The inner packet of an underlay frame; empty if it is no VXLAN."""
+    udp = 34 if frame[12:14] == b"\x08\x00" else 54
+    if frame[23 if udp == 34 else 20] != socket.IPPROTO_UDP or frame[udp + 2 : udp + 4] != VXLAN_PORT.to_bytes(
+        2, "big"
+    ):
+        return b""
+    return frame[udp + 30 :]
 
 
 def wait(condition: Callable[[], object], describe: Callable[[], str] = str, timeout_s: float = SETTLE_S) -> None:
