@@ -2,7 +2,7 @@
 #include <netinet/in.h>
 
 #include "check.h"
-#include "conntrack.h"
+#include "conntrack_table.h"
 
 static const uint64_t test_seed[2] = { 3, 4 };
 
@@ -183,6 +183,32 @@ static void test_remove(void)
 	canal_ct_free(ct);
 }
 
+/* Buckets that overflow forget it when their entries go. */
+static void test_overflow_is_forgotten(void)
+{
+	enum { N = 51 };
+	struct canal_ct *ct = new_table(N);
+	struct ct_entry *entries[N];
+	uint32_t overflows = 0;
+	uint64_t seed = 9;
+
+	for (uint32_t round = 0; round < 100; round++) {
+		for (uint32_t i = 0; i < N; i++) {
+			struct packet p = udp(1, 2, (uint16_t)random_u64(&seed), (uint16_t)(round * N + i));
+
+			entries[i] = open_flow(ct, &p, 0);
+		}
+		for (uint32_t i = 0; i <= ct->bucket_mask; i++)
+			overflows += ct->buckets[i].overflow;
+		for (uint32_t i = 0; i < N; i++)
+			ct_remove(ct, entries[i]);
+		for (uint32_t i = 0; i <= ct->bucket_mask; i++)
+			CHECK_EQ(ct->buckets[i].overflow, 0);
+	}
+	CHECK(overflows > 0);
+	canal_ct_free(ct);
+}
+
 int main(void)
 {
 	test_batch();
@@ -191,5 +217,6 @@ int main(void)
 	test_counts();
 	test_related();
 	test_remove();
+	test_overflow_is_forgotten();
 	return 0;
 }
