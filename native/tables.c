@@ -42,7 +42,9 @@ static bool is_zero(const uint8_t *bytes, size_t size)
 
 static bool is_v4_mapped(const uint8_t addr[16])
 {
-	return is_zero(addr, 10) && addr[10] == 0xff && addr[11] == 0xff;
+	static const uint8_t prefix[12] = { [10] = 0xff, [11] = 0xff };
+
+	return memcmp(addr, prefix, sizeof(prefix)) == 0;
 }
 
 /* ---- checks -------------------------------------------------------------------------------------------------------------- */
@@ -129,13 +131,15 @@ static int check_all(const struct canal_node *node, const struct canal_vtep *vte
 
 /* ---- the VTEP index ------------------------------------------------------------------------------------------------------ */
 
+/* Neighbours differ in the last bytes only, the highest ones of `low`: brought down first, as a product carries upwards. */
 static inline uint32_t hash_addr(const uint8_t addr[16])
 {
-	uint64_t high, low;
+	uint64_t high, low, mixed;
 
 	memcpy(&high, addr, 8);
 	memcpy(&low, addr + 8, 8);
-	return (uint32_t)((high * 0x9e3779b97f4a7c15u + low) * 0xbf58476d1ce4e5b9u >> 32);
+	mixed = high * 0x9e3779b97f4a7c15u ^ low;
+	return (uint32_t)((mixed ^ mixed >> 32) * 0xbf58476d1ce4e5b9u >> 32);
 }
 
 /* The slot of this VTEP, or the free one where it belongs. */

@@ -39,10 +39,40 @@ static uint32_t random_vteps(uint64_t *seed, struct canal_vtep *vteps, uint32_t 
 	return used;
 }
 
+/* Peers have neighbouring addresses: they must not crowd in one corner of the index. */
+static void test_neighbours_spread(uint8_t family)
+{
+	enum { PEERS = 5000, LONGEST = 64 };
+	struct canal_vtep *vteps = calloc(PEERS, sizeof(*vteps));
+	const struct canal_node node = { 0 };
+	struct canal_tables *t;
+	struct canal_fault fault;
+	uint32_t run = 0;
+
+	CHECK(vteps != NULL);
+	for (uint32_t i = 0; i < PEERS; i++) {
+		vteps[i] = (struct canal_vtep){ .port_be = 1, .mtu_bytes = 1450, .family = family };
+		vteps[i].addr[0] = family == 4 ? 0 : 0xfd;
+		vteps[i].addr[10] = vteps[i].addr[11] = family == 4 ? 0xff : 0;
+		vteps[i].addr[12] = family == 4 ? 10 : 0;
+		store_be16(vteps[i].addr + 14, i);
+	}
+	CHECK_EQ(canal_tables_build(&node, vteps, PEERS, NULL, 0, 1, &t, &fault), CANAL_OK);
+	for (uint32_t i = 0; i <= t->vtep_mask; i++) {
+		run = t->vtep_index[i] == 0xffffffff ? 0 : run + 1;
+		CHECK(run < LONGEST);
+	}
+	canal_tables_free(t);
+	free(vteps);
+}
+
 int main(void)
 {
 	struct canal_vtep vteps[ROWS];
 	const struct canal_node node = { 0 };
+
+	test_neighbours_spread(4);
+	test_neighbours_spread(6);
 
 	for (uint64_t round = 0; round < 50; round++) {
 		uint64_t seed = round;
