@@ -81,6 +81,7 @@ class Hands:
         self._changed: set[str] = set()  # names of devices whose namespace announced a change
         self._sweep: list[str] = []
         self._routes_known: dict[IPAddress, bool] = {}  # does it lead into our device?
+        self._strict = False  # rp_filter, as last seen
         self._generation = 0
         self._monitor = host.monitor(None)
         self._watch(HOST, self._monitor)
@@ -230,6 +231,7 @@ class Hands:
                 events += await self._repair(self._links[name])
         if HOST in changed:
             events += await self._look_around(wish, peers)
+        self._warn_of_rp_filter()
         for file in self._files.values():
             if not file.path.exists():
                 events += await self.do(file)
@@ -269,6 +271,15 @@ class Hands:
         events.append(RoutesSeen(await self._recursive(peers)))
         return events
 
+    def _warn_of_rp_filter(self) -> None:
+        """Say when the kernel drops what comes in by another way than it would send out; it is not ours to set."""
+        ifname = self._devices[HOST].device.ifname if HOST in self._devices else "all"
+        paths = [f"net/ipv4/conf/{name}/rp_filter" for name in ("all", ifname)]
+        strict = [path for path in paths if self._host.sysctl(path) == "1"]
+        if strict and not self._strict:
+            event(LOG, "warning", "rp_filter.strict", sysctl=strict[0], hint="2 or 0 lets replies take another way")
+        self._strict = bool(strict)
+
     async def underlay(self, wish: Wish) -> UnderlaySeen:
         """Choose the underlay anew."""
         try:
@@ -297,4 +308,5 @@ def _write(file: File) -> None:
     except FileNotFoundError:
         same = False
     if not same:
-        replace_file(file.path, content, file.mode)
+        # pods and subnet.env do not outlive a reboot, so neither need these files
+        replace_file(file.path, content, file.mode, durable=False)

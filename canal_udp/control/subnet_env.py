@@ -55,7 +55,7 @@ def previous_subnets(text: str) -> tuple[IPv4Network | None, IPv6Network | None]
 def write(path: Path, text: str) -> None:
     """Replace the file at once, mode 0644 whatever the umask, its directory made if it is not there."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    replace_file(path, text.encode("ascii"), 0o644)
+    replace_file(path, text.encode("ascii"), 0o644, durable=False)
 
 
 def read(path: Path) -> str:
@@ -67,16 +67,20 @@ def read(path: Path) -> str:
         return ""
 
 
-def replace_file(path: Path, content: bytes, mode: int) -> None:
-    """Put `content` at `path`: a reader sees the old file or the new one, also after a crash at any point."""
+def replace_file(path: Path, content: bytes, mode: int, *, durable: bool = True) -> None:
+    """Put `content` at `path`: a reader sees the old file or the new one, also after a crash at any point.
+
+    Arguments  durable: also after a power failure; not needed for what a reboot makes void, and slow.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(fd, "wb") as file:
             os.fchmod(file.fileno(), mode)
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -134,6 +134,12 @@ class Nodes:
         self.daemons.append(daemon)
         return daemon
 
+    def settle(self) -> None:
+        """Every packet that a daemon received was delivered, dropped for one reason, or is held."""
+        for daemon in self.daemons:
+            if daemon.process is not None and daemon.process.poll() is None:
+                until(lambda daemon=daemon: daemon.ask("status")["conservation"]["balanced"])  # type: ignore[misc]
+
     def close(self) -> None:
         for daemon in self.daemons:
             if daemon.process is not None:
@@ -143,9 +149,10 @@ class Nodes:
 
 
 def nodes_in(directory: Path) -> Iterator[Nodes]:
-    """For a fixture: namespaces that end with the test, however it ends."""
+    """For a fixture: namespaces that end with the test, however it ends; if it ends well, the packets are counted."""
     found = Nodes(directory)
     try:
         yield found
+        found.settle()
     finally:
         found.close()
