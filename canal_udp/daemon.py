@@ -136,7 +136,7 @@ class Daemon:
         return 1
 
     async def stop(self) -> None:
-        """Stop; pods stay connected to devices that wait for the next daemon, unless --clean."""
+        """Stop; pods stay connected to devices that wait for the next daemon, unless --clean. Forwarding ends last."""
         sd_notify("STOPPING=1")
         for task in self._tasks:
             task.cancel()
@@ -146,12 +146,12 @@ class Daemon:
         asyncio.get_running_loop().remove_reader(self.dataplane.events_fd)
         if self.config.clean:
             await self._clean()
+        await self._store.close()
         try:
             self.dataplane.stop(STOP_S)
         except CanalError as error:
             event(LOG, "error", "worker.failed", reason=error)
         await self.hands.close()
-        await self._store.close()
         event(LOG, "info", "daemon.stopped", clean=self.config.clean)
 
     async def _clean(self) -> None:
