@@ -21,7 +21,7 @@
  * Limits:     2^24 prefixes, 64 GiB of lines. 256 KiB for the IPv4 table.
  * Source:     Degermark et al. 1997 (bitmaps of runs), Asai and Ohara 2015 (Poptrie: direct pointing, popcount in place of pointers).
  *             Sapphire Rapids, one shared core, M lookups/s of random addresses, 5,000 /24 | 100,000 of /8 to /32, best of several:
- *                 this                        350 | 105; 277 KiB | 5.4 MiB
+ *                 this                        350 | 100; 277 KiB | 5.4 MiB
  *                 without the two-byte table  170 |  35;  21 KiB | 5.4 MiB
  *                 no lockstep                 530 |  70, and 145 instead of 180 where hits and misses mix
  */
