@@ -223,6 +223,7 @@ static void run(struct worker *w)
 			sched_yield();
 		}
 		w->now_ms = now_us / 1000;
+		canal_ct_sweep(w->ct, w->now_ms, 0);   /* lookups of this turn go by this time */
 		w->tables = epoch_enter(&dp->epoch);
 		if (turn(w, ready, n))
 			last_us = now_us;
