@@ -25,6 +25,7 @@ COMMANDS = {
     "network": "store",
     "policy": "policy",
     "lab": "lab",
+    "bench": "bench",
 }
 
 

@@ -26,7 +26,7 @@ from canal_udp.readings import Event, Flow, Frame, PortStats, Status
 
 __all__ = [
     *("COUNTERS", "DROPS", "CT_STATES", "EVENT_KINDS", "VERDICTS", "VNET_HDR_SIZE"),
-    *("Dataplane", "DataplaneConfig", "raise_for"),
+    *("Dataplane", "DataplaneConfig", "isa", "raise_for"),
     *("Event", "Flow", "Frame", "PortStats", "Status"),
 ]
 
@@ -401,6 +401,12 @@ class Dataplane:
             )
         )
         return [_frame(row, out) for row in out_rows[:n]]
+
+
+def isa() -> str:
+    """What sums and lookups use on this CPU: avx512, avx2 or scalar."""
+    name: str = ffi.string(lib.canal_isa()).decode()
+    return name
 
 
 class _Worker(threading.Thread):
