@@ -70,7 +70,15 @@ def test_refusals(arguments: list[str], status: int, message: str, capsys: pytes
 
 
 @pytest.mark.parametrize(
-    "arguments", [["up", "--nodes", "0"], ["fault", "mtu", "5"], ["fault", "link", "a", "left"], []]
+    "arguments",
+    [
+        ["up", "--nodes", "0"],
+        ["fault", "mtu", "5"],
+        ["fault", "link", "a", "left"],
+        ["fault", "loss", "much"],
+        ["fault", "loss", "-1"],
+        [],
+    ],
 )
 def test_usage_errors(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -91,11 +91,11 @@ def _register_fault(commands: argparse._SubParsersAction[argparse.ArgumentParser
     link.add_argument("state", choices=("down", "up"))
     for word, (_, unit, what) in _IMPAIRMENTS.items():
         parser = kinds.add_parser(word, help=what)
-        parser.add_argument("value", metavar=unit, type=float)
+        parser.add_argument("value", metavar=unit, type=_quantity)
         parser.add_argument("--network", metavar="NAME", help="default: every network that is a bridge")
         parser.add_argument("--seed", type=int, metavar="N", help="repeat the same decisions (by the lab's own relay)")
         if word == "delay":
-            parser.add_argument("--jitter", type=float, metavar="MS", help="give or take")
+            parser.add_argument("--jitter", metavar="MS", type=_quantity, help="give or take")
     mtu = kinds.add_parser("mtu", help="change the MTU of a network")
     mtu.add_argument("value", metavar="BYTES", type=_count(576, 65535))
     mtu.add_argument("--network", metavar="NAME", help="default: every network")
@@ -121,6 +121,17 @@ def _count(low: int, high: int) -> Any:
         return int(text)
 
     return parse
+
+
+def _quantity(text: str) -> float:
+    """A number; people write its unit behind it."""
+    try:
+        value = float(text.removesuffix("%").removesuffix("ms"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be 0 or more")
+    return value
 
 
 # -- up, down
@@ -265,7 +276,9 @@ def _run_checks(lab: Lab, lab_state: LabState, as_json: bool) -> int:
         raise LabError(f"lab {lab.name!r} states no checks; add `checks:` to its file")
     results = checks.run_checks(lab, lab_state.pods())
     if not as_json:
-        return describe.print_results(Screen(), results)
+        screen = Screen()
+        status = describe.print_results(screen, results)
+        return max(status, describe.print_account(screen, checks.account(lab, lab_state)))
     found = [
         {
             "check": r.check.kind,
@@ -279,14 +292,16 @@ def _run_checks(lab: Lab, lab_state: LabState, as_json: bool) -> int:
         for r in results
     ]
     print_json(found)
-    return 0 if all(result["good"] for result in found) else 1
+    return 0 if all(result["good"] for result in found) and checks.account(lab, lab_state).balanced else 1
 
 
 def _demo(arguments: argparse.Namespace) -> int:
     from canal_udp.lab.demo import demo
+    from canal_udp.lab.run import interruptible
     from canal_udp.lab.show import Screen
 
-    return demo(Screen(), arguments.name, arguments.down)
+    with interruptible():
+        return demo(Screen(), arguments.name, arguments.down)
 
 
 # -- faults
@@ -337,8 +352,8 @@ def _impair(lab: Lab, lab_state: LabState, arguments: argparse.Namespace) -> str
 
     field = _IMPAIRMENTS[arguments.fault][0]
     limit = FAULT_LIMITS.get(field, 100)
-    if not 0 <= arguments.value <= limit:
-        raise UsageError(f"{arguments.fault} {arguments.value:g}: must be 0 to {limit:g}")
+    if max(arguments.value, getattr(arguments, "jitter", None) or 0) > limit:
+        raise UsageError(f"{arguments.fault}: must be 0 to {limit:g}")
     changes: dict[str, Any] = {field: int(arguments.value) if field == "blackhole_bytes" else arguments.value}
     if getattr(arguments, "jitter", None) is not None:
         changes["jitter_ms"] = arguments.jitter

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from canal_udp.api import call
 from canal_udp.errors import LabError
 from canal_udp.lab import traffic
 from canal_udp.lab.model import Check, Lab
 from canal_udp.lab.plan import netns
-from canal_udp.lab.state import PodAddress
+from canal_udp.lab.state import LabState, PodAddress
+
+SETTLE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class Route:
     """One direction between two pods."""
 
     source: str
@@ -30,12 +36,12 @@ class Result:
     """What became of one path of one check."""
 
     check: Check
-    path: Path
+    path: Route
     good: bool
     detail: str
 
 
-def paths(check: Check, pods: dict[str, PodAddress]) -> list[Path]:
+def paths(check: Check, pods: dict[str, PodAddress]) -> list[Route]:
     """Every ordered pair of different pods of a check, in every family that both have or that it asks for."""
     found = []
     for source in check.sources:
@@ -43,7 +49,7 @@ def paths(check: Check, pods: dict[str, PodAddress]) -> list[Path]:
             for family in (4, 6) if check.family is None else (check.family,):
                 address = pods[target].of(family)
                 if source != target and address is not None and pods[source].of(family) is not None:
-                    found.append(Path(source, target, family, address))
+                    found.append(Route(source, target, family, address))
     return found
 
 
@@ -60,14 +66,14 @@ def run_checks(lab: Lab, pods: dict[str, PodAddress]) -> Iterator[Result]:
                 yield _measure(lab, check, path)
 
 
-def _pings(lab: Lab, check: Check, todo: list[Path]) -> Iterator[Result]:
+def _pings(lab: Lab, check: Check, todo: list[Route]) -> Iterator[Result]:
     wanted = check.kind == "reach"
     answers = traffic.ping_all([(netns(lab, path.source), path.address) for path in todo], 2 if wanted else 1)
     for path, answer in zip(todo, answers, strict=True):
         yield Result(check, path, answer == wanted, "answers" if answer else "does not answer")
 
 
-def _measure(lab: Lab, check: Check, path: Path) -> Result:
+def _measure(lab: Lab, check: Check, path: Route) -> Result:
     source, target = netns(lab, path.source), netns(lab, path.target)
     try:
         if check.kind == "transfer":
@@ -81,6 +87,39 @@ def _measure(lab: Lab, check: Check, path: Path) -> Result:
         return Result(check, path, False, str(error))
     wanted = f" (at least {bits(check.at_least_bits)})" if check.at_least_bits else ""
     return Result(check, path, speed.bits_per_s >= check.at_least_bits, bits(speed.bits_per_s) + wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What the daemons of a lab took in and what became of it, in packets."""
+
+    received: int
+    delivered: int
+    dropped: int
+    unbalanced: tuple[str, ...]  # nodes whose daemon lost packets without a reason
+
+    @property
+    def balanced(self) -> bool:
+        return not self.unbalanced
+
+
+def account(lab: Lab, lab_state: LabState) -> Account:
+    """Add up the daemons' accounts. Raises DaemonUnreachable."""
+    found = {node.name: _settled(lab_state.run_dir(node.name)) for node in lab.nodes.values() if node.kind == "canal"}
+    received, delivered, dropped = (
+        sum(one[key] for one in found.values()) for key in ("received", "delivered", "dropped")
+    )
+    return Account(received, delivered, dropped, tuple(name for name, one in found.items() if not one["balanced"]))
+
+
+def _settled(run_dir: Path) -> dict[str, Any]:
+    """A daemon's account; read while packets are on their way it may be off by them, so it gets a moment."""
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        found: dict[str, Any] = call(run_dir, "status")["conservation"]
+        if found["balanced"] or time.monotonic() > deadline:
+            return found
+        time.sleep(0.05)
 
 
 def bits(bits_per_s: float) -> str:

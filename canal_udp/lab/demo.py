@@ -12,10 +12,10 @@ import time
 from collections.abc import Iterator
 from itertools import permutations
 
-from canal_udp.api import call
 from canal_udp.errors import LabError
-from canal_udp.lab import faults, run, traffic
-from canal_udp.lab.checks import bits
+from canal_udp.lab import faults, run, state, traffic
+from canal_udp.lab.checks import account, bits
+from canal_udp.lab.describe import account_text
 from canal_udp.lab.model import Lab, parse_lab, small_lab
 from canal_udp.lab.plan import netns
 from canal_udp.lab.show import Screen, Step
@@ -31,6 +31,10 @@ def demo(screen: Screen, name: str, take_down: bool) -> int:
     """Run it; returns the exit status."""
     started = time.monotonic()
     screen.title("Three nodes, two pods each, on one machine: every node a namespace with its own daemon")
+    for old in state.labs():
+        if old.name == name:
+            with screen.step(f"removing the lab {name!r} of before"):
+                run.down(old)
     good = True
     for encap in ("udp", "vxlan"):
         last = encap == "vxlan"
@@ -134,7 +138,10 @@ class _Killer:
         thread = threading.Thread(target=self._run, name="canal-lab-killer")
         thread.start()
         try:
-            yield from intervals
+            for interval in intervals:
+                if self.error is not None:
+                    break  # nothing will come through any more
+                yield interval
         finally:
             thread.join()
         if self.error is not None:
@@ -160,13 +167,8 @@ class _Killer:
 def _accounts(screen: Screen, lab: Lab, lab_state: LabState) -> bool:
     """No daemon may have lost a packet without a counter that says why."""
     with screen.step("every packet accounted for") as step:
-        sums = {"received": 0, "delivered": 0, "dropped": 0}
-        for node in lab.nodes:
-            account = call(lab_state.run_dir(node), "status")["conservation"]
-            step.good &= bool(account["balanced"])
-            for key in sums:
-                sums[key] += account[key]
-        step.detail = f"{sums['received']:,} in = {sums['delivered']:,} out + {sums['dropped']:,} dropped for a reason"
+        found = account(lab, lab_state)
+        step.good, step.detail = found.balanced, account_text(found)
     return step.good
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from canal_udp.errors import CanalError
 from canal_udp.lab import faults, plan
-from canal_udp.lab.checks import Result
+from canal_udp.lab.checks import Account, Result
 from canal_udp.lab.impair import Impairment
 from canal_udp.lab.model import Lab
 from canal_udp.lab.show import Screen
@@ -121,3 +121,16 @@ def print_results(screen: Screen, results: Iterable[Result]) -> int:
             screen.line(f"  {screen.mark(result.good)} {what}")
     screen.line(f"  {screen.mark(not bad)} {good} of {good + bad} paths as the file says")
     return 1 if bad else 0
+
+
+def account_text(account: Account) -> str:
+    if account.unbalanced:
+        return f"packets are missing on {', '.join(account.unbalanced)}; `canal status -j` there says how many"
+    return f"{account.received:,} in = {account.delivered:,} out + {account.dropped:,} dropped for a reason"
+
+
+def print_account(screen: Screen, account: Account) -> int:
+    """Print what became of the packets of our daemons, if there are any; returns the exit status."""
+    if account.received or account.unbalanced:
+        screen.line(f"  {screen.mark(account.balanced)} every packet accounted for: {account_text(account)}")
+    return 0 if account.balanced else 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from canal_udp.errors import LabError
 from canal_udp.lab.host import netns_path
@@ -51,11 +53,13 @@ class Process:
 def spawn(space: str, argv: Sequence[str], log: Path, env: Mapping[str, str]) -> Process:
     """Start a program in a namespace, in a session of its own, its output appended to `log`."""
     command = ["ip", "netns", "exec", space, *argv]
-    actions = [
+    actions: list[tuple[Any, ...]] = [
         (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
         (os.POSIX_SPAWN_DUP2, 1, 2),
     ]
+    # Whoever waits for the end of a pipe that this process was given would wait for the daemon.
+    actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable()]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("CANAL_")}
     defaults = [signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ]
     try:
@@ -65,6 +69,15 @@ def spawn(space: str, argv: Sequence[str], log: Path, env: Mapping[str, str]) ->
     except OSError as error:
         raise LabError(f"cannot start {argv[0]} in {space}: {error.strerror}") from error
     return Process(pid, _stat(pid)[1])
+
+
+def _inheritable() -> list[int]:
+    found = []
+    for entry in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the listing itself is closed by now
+            if int(entry) > 2 and os.get_inheritable(int(entry)):
+                found.append(int(entry))
+    return found
 
 
 def inside(spaces: Iterable[str]) -> list[Process]:

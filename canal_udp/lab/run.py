@@ -48,7 +48,7 @@ def up(lab: Lab, text: str, say: Say = silent, keep: bool = False) -> LabState:
     """Bring a lab up; when that fails or is interrupted, nothing of it is left unless `keep`. Raises LabError."""
     require_root()
     lab_state: LabState | None = None
-    with _interruptible():
+    with interruptible():
         try:
             with state.registry():
                 with _uninterrupted():
@@ -73,8 +73,11 @@ def down(lab_state: LabState, say: Say = silent) -> None:
         names = lab_state.namespaces()
         running = {*lab_state.every_process(), *processes.inside(names)}
         processes.end([process for process in running if process.state != "gone"], GRACE_S)
-        for name in names:
-            _delete_namespace(name)
+        while left := existing_namespaces().intersection(
+            names
+        ):  # an `ip` that outlived a killed `up` may still add some
+            for name in left:
+                _delete_namespace(name)
         lab_state.remove()
 
 
@@ -303,8 +306,8 @@ def _uninterrupted() -> Iterator[None]:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP end `up` like Ctrl-C does."""
+def interruptible() -> Iterator[None]:
+    """SIGTERM and SIGHUP end what is in here like Ctrl-C does."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt

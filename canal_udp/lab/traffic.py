@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from canal_udp.tunnel.netns import run_inside
 PARALLEL_PINGS = 8
 START_TIMEOUT_S = 5.0
 INTERVAL_S = 0.5
+OVERTIME_S = 15.0  # after which a test that should have ended does not go on
 _INTERVAL = re.compile(r"\[ *\d+\] +([\d.]+)-([\d.]+) +sec +[\d.]+ \w?Bytes +([\d.]+) Mbits/sec")
 _LISTEN = "0A"
 
@@ -67,7 +69,8 @@ def throughput(source: str, target: str, address: str, seconds: int, streams: in
     """iperf3 over TCP from one namespace to an address in another. Raises LabError."""
     with _iperf_server(target, address) as port:
         client = _start(source, [*_client(address, port, seconds, streams), "-J"])
-        output, _ = client.communicate()
+        with _deadline(client, seconds + OVERTIME_S):
+            output, _ = client.communicate()
     result = json.loads(output or "{}")
     if "error" in result or "end" not in result:
         raise LabError(f"iperf3 from {source} to {address}: {result.get('error', f'exit {client.returncode}')}")
@@ -81,7 +84,7 @@ def load(source: str, target: str, address: str, seconds: int) -> Iterator[Inter
         argv = [*_client(address, port, seconds, 1), "-i", str(INTERVAL_S), "--forceflush", "-f", "m"]
         client = _start(source, argv)
         try:
-            for line in _lines(client):
+            for line in _until(client, seconds + OVERTIME_S):
                 if match := _INTERVAL.match(line):
                     interval = Interval(float(match[1]), float(match[2]), float(match[3]) * 1e6)
                     if interval.end_s - interval.start_s < 2 * INTERVAL_S:  # not the sums at the end
@@ -167,6 +170,22 @@ def _start(space: str, argv: Sequence[str]) -> subprocess.Popen[str]:
         return run_inside(netns_path(space), work)
     except FileNotFoundError:
         raise LabError(f"{argv[0]} is not installed: apt-get install {PACKAGES.get(argv[0], argv[0])}") from None
+
+
+@contextmanager
+def _deadline(process: subprocess.Popen[str], seconds: float) -> Iterator[None]:
+    """End a process that does not end by itself: a TCP connection without an answer lives for a quarter of an hour."""
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _until(process: subprocess.Popen[str], seconds: float) -> Iterator[str]:
+    with _deadline(process, seconds):
+        yield from _lines(process)
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
