@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fix.h"
 #include "gso.h"
 #include "parse.h"
 #include "vnet.h"
@@ -55,6 +56,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	p.size = (uint32_t)size - CANAL_VNET_HDR_SIZE;
 	p.data = malloc(p.size ? p.size : 1);
 	memcpy(p.data, data + CANAL_VNET_HDR_SIZE, p.size);
+	fix_ipv4(p.data, p.size);
 	if (parse_packet(p.data, p.size, &p.flow) == CANAL_DROP_NONE && vnet_pull(data, &p.flow, &p.vnet) == CANAL_DROP_NONE) {
 		p.size = p.total = p.flow.total_size;
 		cut(&p);

@@ -9,6 +9,7 @@
 
 #include "ecn.h"
 #include "encap.h"
+#include "fix.h"
 #include "parse.h"
 
 static const struct canal_node node = { .mac = { 2, 0, 0, 0, 0, 1 }, .vni = 1 };
@@ -25,6 +26,7 @@ static void decap(const uint8_t *data, size_t size, uint8_t encap)
 	if (encap_pull(encap, datagram, (uint32_t)size, &node, &inner, &inner_size) == CANAL_DROP_NONE) {
 		if (inner != datagram + encap_overhead(encap) || inner_size != size - encap_overhead(encap))
 			abort();
+		fix_ipv4(inner, inner_size);
 		p.data = inner;
 		p.size = p.total = inner_size;
 		if (parse_packet(inner, inner_size, &p.flow) == CANAL_DROP_NONE)
