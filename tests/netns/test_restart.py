@@ -5,6 +5,7 @@ pod p ─TUN─ node a (daemon, restarted) ───veth─── node b (daemon
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import threading
@@ -100,7 +101,7 @@ def gap_s(bed: Bed, number: int) -> float:
             time.sleep(0.3)
         finally:
             over.set()
-    return max(after - before for before, after in zip(arrived, arrived[1:], strict=False))
+    return max(after - before for before, after in itertools.pairwise(arrived))
 
 
 def test_a_planned_restart_loses_less_than_a_second(bed: Bed) -> None:
