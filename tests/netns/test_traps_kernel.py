@@ -1,6 +1,7 @@
 """What a socket receives when a kernel's tunnel sends over veth: superpackets that no wire would carry.
 
-pod p ─TUN─ node a (daemon) ───veth as it comes─── node k (flannel.1, flannel-v6.1) ─bridge─ pod q
+pod p ─TUN─ node a (daemon) ──────────────────────┬──veth as it comes── node k (flannel.1, flannel-v6.1) ─bridge─ pod q
+pod s ─TUN─ node strict (verifies inner checksums) ┘
 
 Invariant  each test first shows that the trap is there (on the underlay), then that nobody fell into it (in the pod).
 """
@@ -27,11 +28,12 @@ from tests.netns.bed import UDP_SEGMENT, Bed, drain, laboratory, vxlan_inner
 
 LAB = """
 networks:
-  core: {subnets: [192.168.1.0/24, "fd00:1::/64"], joint: direct, profile: native}
+  core: {subnets: [192.168.1.0/24, "fd00:1::/64"], profile: native}
 overlay: {network: 10.244.0.0/16, network6: "fd10:244::/48", encap: vxlan}
 nodes:
   a: {pods: [p]}
   k: {kind: kernel-vxlan, pods: [q]}
+  strict: {pods: [s], flags: [--strict-checksums]}
 """
 FAMILIES = [pytest.param(4, id="IPv4"), pytest.param(6, id="IPv6")]
 BAD_SUMS = ("TcpInCsumErrors", "UdpInCsumErrors", "IpInHdrErrors", "Ip6InHdrErrors", "Udp6InCsumErrors")
@@ -46,10 +48,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
 @pytest.fixture
 def bed(shared: Bed) -> Iterator[Bed]:
     """Whatever comes, no stack behind us finds a wrong checksum."""
-    before = {name: shared.nstat("p", name) for name in BAD_SUMS}
+    before = bad_sums(shared)
     yield shared
     shared.settle()
-    assert {name: shared.nstat("p", name) for name in BAD_SUMS} == before
+    assert bad_sums(shared) == before
+
+
+def bad_sums(bed: Bed) -> dict[str, int]:
+    return {f"{pod} {name}": bed.nstat(pod, name) for pod in ("p", "s") for name in BAD_SUMS}
 
 
 def inner_packets(frames: list[bytes]) -> list[Packet]:
@@ -58,13 +64,14 @@ def inner_packets(frames: list[bytes]) -> list[Packet]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_partial_checksums(bed: Bed, family: int) -> None:
+@pytest.mark.parametrize("pod", ["p", "s"])
+def test_partial_checksums(bed: Bed, family: int, pod: str) -> None:
     """A SYN and a datagram whose inner checksums nobody ever finished reach the pod as if they had been."""
     with bed.capture("k", "eth0") as wire:
-        with bed.stream("q", "p", family) as (client, server):
+        with bed.stream("q", pod, family) as (client, server):
             client.sendall(b"ping")
             assert server.recv(16) == b"ping"
-        with bed.sock("q", family) as sender, bed.receiver("p", family) as receiver:
+        with bed.sock("q", family) as sender, bed.receiver(pod, family) as receiver:
             sender.sendto(b"datagram", receiver.getsockname()[:2])
             assert receiver.recv(16) == b"datagram"
         seen = inner_packets(wire.frames())
@@ -73,14 +80,15 @@ def test_partial_checksums(bed: Bed, family: int) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_superpacket_without_a_size(bed: Bed, family: int) -> None:
+@pytest.mark.parametrize(("pod", "node"), [("p", "a"), ("s", "strict")])
+def test_superpacket_without_a_size(bed: Bed, family: int, pod: str, node: str) -> None:
     """TCP superpackets of the kernel's tunnel are one datagram larger than the MTU, with no control message."""
-    before = bed.counter("a", "rx_superpackets")
+    before = bed.counter(node, "rx_superpackets")
     with bed.capture("k", "eth0") as wire:
-        bed.transfer("q", "p", 8 << 20, family)
+        bed.transfer("q", pod, 8 << 20, family)
         assert max(map(len, wire.frames())) > 1514
-    assert bed.counter("a", "rx_superpackets") > before
-    assert bed.nstat("p", "TcpExtTCPOFOQueue") == 0
+    assert bed.counter(node, "rx_superpackets") > before
+    assert bed.nstat(pod, "TcpExtTCPOFOQueue") == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
