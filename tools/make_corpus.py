@@ -81,6 +81,7 @@ def corpora() -> dict[str, dict[str, bytes]]:
         "pipeline": {
             "local": frame(POD_A, vnet() + plain["udp"]) + frame(POD_B, vnet() + plain["udp"]),
             "out-and-back": frame(POD_A, vnet() + plain["tcp-syn"]) + frame(VXLAN_SOCKET, answers[0]),
+            "too-big": frame(POD_A, vnet() + bytes(IP(src=A, dst=PEER, id=3) / UDP(sport=1, dport=2) / Raw(bytes(1472)))),
             "superpacket": frame(POD_A, superpacket()),
             "coalesced": frame(VXLAN_SOCKET, b"".join(answers), gso_size=len(answers[0])),
             "fragments": frame(POD_A, vnet() + plain["fragment-first"]) + frame(POD_A, vnet() + plain["fragment-last"]),
