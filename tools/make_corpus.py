@@ -67,6 +67,7 @@ def frame(port: int, data: bytes, gso_size: int = 0, tos: int = 0) -> bytes:
 
 def corpora() -> dict[str, dict[str, bytes]]:
     plain = packets()
+    big = IP(src=A, dst=PEER, id=3) / UDP(sport=1, dport=2) / Raw(bytes(1472))
     train = [
         bytes(IP(src=A, dst=B, id=i) / TCP(sport=1, dport=2, seq=100 * i, flags="A") / Raw(bytes(100)))
         for i in range(4)
@@ -81,7 +82,7 @@ def corpora() -> dict[str, dict[str, bytes]]:
         "pipeline": {
             "local": frame(POD_A, vnet() + plain["udp"]) + frame(POD_B, vnet() + plain["udp"]),
             "out-and-back": frame(POD_A, vnet() + plain["tcp-syn"]) + frame(VXLAN_SOCKET, answers[0]),
-            "too-big": frame(POD_A, vnet() + bytes(IP(src=A, dst=PEER, id=3) / UDP(sport=1, dport=2) / Raw(bytes(1472)))),
+            "too-big": frame(POD_A, vnet() + bytes(big)),
             "superpacket": frame(POD_A, superpacket()),
             "coalesced": frame(VXLAN_SOCKET, b"".join(answers), gso_size=len(answers[0])),
             "fragments": frame(POD_A, vnet() + plain["fragment-first"]) + frame(POD_A, vnet() + plain["fragment-last"]),
