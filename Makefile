@@ -60,7 +60,7 @@ lab: build ## three hosts, six pods, real daemons and traffic on this machine (r
 
 bench: build ## measure against kernel VXLAN and one packet per system call (root)
 	@tools/install-deps lab
-	@$(PY) -m benchmarks
+	@$(VENV)/bin/canal bench overlay
 
 $(ASAN): $(VENV)/.installed $(NATIVE)
 	@echo "compiling native/ with -fsanitize=address,undefined"

@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("node", "actions", "agenda"),
     ("_abi", "encap.fib", "tunnel"),
     ("dataplane",),
-    ("api", "daemon", "daemon_api", "daemon_hands", "daemon_health", "daemon_paths", "daemon_store", "lab"),
+    ("api", "daemon", "daemon_api", "daemon_hands", "daemon_health", "daemon_paths", "daemon_store", "lab", "bench"),
     ("cli", "__main__"),
 )
 
@@ -37,6 +37,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "yaml": ("lab.", "policy.reader"),
     "scapy": ("lab.",),
     "numpy": ("_abi", "encap.fib", "dataplane"),
+    "matplotlib": ("bench.picture",),
     "msgspec": ("",),
 }
 PURE = (
