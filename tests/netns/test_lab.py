@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from collections.abc import Callable
@@ -161,3 +162,12 @@ def test_the_demo(lab: Lab) -> None:
     assert "30 of 30 pairs" in done.stdout and "the same TCP connection goes on" in done.stdout
     assert "\x1b" not in done.stdout and len(done.stdout.splitlines()) <= 45
     lab.assert_nothing_left()
+
+
+def test_many_labs_up_and_down_leave_nothing(new_lab: Callable[[], Lab]) -> None:
+    """A tenth of what a release has to show; CANAL_TEST_LABS=100 is the whole of it."""
+    for _ in range(int(os.environ.get("CANAL_TEST_LABS", "10"))):
+        lab = new_lab()
+        lab.up("--nodes", "2", "--pods", "1")
+        lab.down()
+        lab.assert_nothing_left()
