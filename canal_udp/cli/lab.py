@@ -139,7 +139,7 @@ def _quantity(text: str) -> float:
 
 def _up(arguments: argparse.Namespace) -> int:
     from canal_udp.lab import run
-    from canal_udp.lab.show import Screen
+    from canal_udp.lab.show import Screen, canal
 
     text, lab = _wanted(arguments)
     if arguments.print:
@@ -154,8 +154,8 @@ def _up(arguments: argparse.Namespace) -> int:
     if arguments.check:
         return _run_checks(lab, lab_state, as_json=False)
     first = next(iter(lab.nodes))
-    hint = f"canal lab exec {next(iter(lab.pods), first)} -- bash"
-    screen.line(f"  {screen.paint(f'canal lab ps, {hint}, canal lab down {lab.name}', 'dim')}")
+    hint = f"{canal()} lab exec {next(iter(lab.pods), first)} -- bash"
+    screen.line(f"  {screen.paint(f'{canal()} lab ps, {hint}, {canal()} lab down {lab.name}', 'dim')}")
     return 0
 
 

@@ -18,7 +18,7 @@ from canal_udp.lab.checks import account, bits
 from canal_udp.lab.describe import account_text
 from canal_udp.lab.model import Lab, parse_lab, small_lab
 from canal_udp.lab.plan import netns
-from canal_udp.lab.show import Screen, Step
+from canal_udp.lab.show import Screen, Step, canal
 from canal_udp.lab.state import LabState
 from canal_udp.lab.traffic import Interval
 
@@ -177,11 +177,12 @@ def _look_around(screen: Screen, lab: Lab, lab_state: LabState) -> None:
     screen.line()
     screen.title("It is still running. Look around:")
     hints = [
-        ("canal lab ps", "what there is"),
-        (f"canal lab exec a1 -- ping -c 3 {address}", "from pod a1 to pod b1"),
-        ("canal lab exec a -- canal status -j", "the daemon of node a; also peers, flows, drops, endpoints"),
-        ("canal lab fault loss 1", "and `canal lab fault clear`; delay, reorder, mtu, link, kill ..."),
-        (f"canal lab down {lab.name}", "take it down"),
+        ("lab ps", "what there is"),
+        (f"lab exec a1 -- ping -c 3 {address}", "from pod a1 to pod b1"),
+        ("lab exec a -- canal status -j", "the daemon of node a; also peers, flows, drops, endpoints"),
+        ("lab fault loss 1", "and `lab fault clear`; delay, reorder, mtu, link, kill ..."),
+        (f"lab down {lab.name}", "take it down"),
     ]
     for command, what in hints:
-        screen.line(f"  {command:<46} {screen.paint(what, 'dim')}")
+        command = f"{canal()} {command}"
+        screen.line(f"  {command:<56} {screen.paint(what, 'dim')}")

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TextIO
 
 _COLOURS = {"good": "32", "bad": "31", "dim": "2", "bold": "1", "accent": "36"}
 _LABEL_WIDTH = 34
+
+
+def canal() -> str:
+    """How the user can call this program again from where he stands: it may lie in a .venv that is not on his PATH."""
+    if shutil.which("canal"):
+        return "canal"
+    called = Path(sys.argv[0])
+    if called.name != "canal":
+        return f"{sys.executable} -m canal_udp"
+    shorter = os.path.relpath(called)
+    return shorter if not shorter.startswith("..") else str(called)
 
 
 @dataclass(slots=True)
