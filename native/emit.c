@@ -115,7 +115,8 @@ static void tun_segments(struct worker *w, struct port *port, struct packet *p)
 static void emit_tun(struct worker *w, struct packet *p)
 {
 	struct port *port = worker_port(w, p->out);
-	struct iovec iov[1 + PIECES_MAX];
+	uint8_t vnet[CANAL_VNET_HDR_SIZE];   /* apart: in front of the data another segment of the same datagram may end */
+	struct iovec iov[2 + PIECES_MAX];
 
 	if (unlikely(atomic_load_explicit(&port->state, memory_order_acquire) != PORT_LIVE)) {
 		worker_drop(w, p, CANAL_DROP_PORT_DOWN);
@@ -125,11 +126,12 @@ static void emit_tun(struct worker *w, struct packet *p)
 		tun_segments(w, port, p);
 		return;
 	}
-	vnet_push(p->data - CANAL_VNET_HDR_SIZE, &p->vnet);
-	iov[0] = (struct iovec){ .iov_base = p->data - CANAL_VNET_HDR_SIZE, .iov_len = CANAL_VNET_HDR_SIZE + p->size };
+	vnet_push(vnet, &p->vnet);
+	iov[0] = (struct iovec){ .iov_base = vnet, .iov_len = sizeof vnet };
+	iov[1] = (struct iovec){ .iov_base = p->data, .iov_len = p->size };
 	if (p->n_pieces)
-		memcpy(iov + 1, p->pieces, p->n_pieces * sizeof *iov);
-	tun_put(w, port, p, iov, 1 + p->n_pieces, p->vnet.segments, p->total);
+		memcpy(iov + 2, p->pieces, p->n_pieces * sizeof *iov);
+	tun_put(w, port, p, iov, 2 + p->n_pieces, p->vnet.segments, p->total);
 }
 
 /* ---- towards a VTEP ------------------------------------------------------------------------------------------------------ */

@@ -232,6 +232,23 @@ def test_interleaved_flows_keep_their_order(bed: Bed) -> None:
     assert seen == {port: [1 + 50 * i for i in range(30)] for port in range(20, 26)}
 
 
+@pytest.mark.parametrize("peer", [pytest.param(X, id="vxlan"), pytest.param(Y, id="udp, with nothing between them")])
+def test_segments_of_one_datagram_do_not_touch_each_other(bed: Bed, peer: Vtep) -> None:
+    """They lie back to back in one buffer; here the second one leaves before the first."""
+    src, port = ("10.1.2.2", bed.vxlan) if peer is X else ("10.1.3.2", bed.udp)
+    data, *acks = tcp(src, "10.1.1.2", 64, "PA"), tcp(src, "10.1.1.2", 0), tcp(src, "10.1.1.2", 0)
+    for number, ack in enumerate(acks):
+        ack[TCP].sport, ack[TCP].ack = 2000, number
+    first, *others = (wrap(bytes(packet), peer) for packet in (data, *acks))
+    out = bed.push(
+        Frame(port, first + others[0], gso_size=len(first), addr=peer.addr, udp_port=4000),
+        Frame(port, others[1], addr=peer.addr, udp_port=4000),
+    )
+    seen = [IP(frame.data[10:])[TCP] for frame in out]
+    assert [tcp.sport for tcp in seen] == [2000, 1000, 2000]
+    assert bytes(seen[1].payload) == bytes(data[TCP].payload)
+
+
 def test_superpacket_of_a_kernel_tunnel_without_size(bed: Bed) -> None:
     """Kernel VXLAN over veth: one datagram larger than the MTU, no control message: the MTU gives the segment size."""
     packet = tcp("10.1.2.2", "10.1.1.2", 6000)
