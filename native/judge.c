@@ -6,7 +6,7 @@
  *
  *     flow known, same snapshot, same way in ──────────────────────────────────► as remembered
  *     flow unknown, or remembered under another snapshot ──► martian? ─► source check ─► route ─► policy ─► remember
- *     ICMP error ──► the flow that it quotes ─► source check ─► route
+ *     ICMP error ──► the flow that it quotes ─► may this sender say so? ─► source check ─► route
  *     later fragment ──► what the first one got
  *
  * Invariants: an entry's targets are of the snapshot whose generation it carries; both directions are judged again after a new one.
@@ -195,6 +195,17 @@ static enum canal_drop judge_unknown(struct worker *w, struct packet *p)
 	return p->ct ? judge_known(w, p, source, destination) : judge_new(w, p, source, destination);
 }
 
+/* An error goes to who sent the packet that it quotes, and comes from where that packet went: else a pod could tell another pod's
+ * connections that they are broken. The host port may say anything: errors of the outside come that way. */
+static enum canal_drop quote_check(const struct worker *w, const struct packet *p, const struct canal_flow *quoted)
+{
+	if (from_host(w, p))
+		return CANAL_DROP_NONE;
+	if (memcmp(p->flow.dst, quoted->src, 16) != 0)
+		return CANAL_DROP_CT_INVALID;
+	return source_check(w, p, fib_lookup(w->tables->fib, quoted->dst, quoted->family));
+}
+
 static enum canal_drop judge_icmp_error(struct worker *w, struct packet *p)
 {
 	struct canal_flow quoted;
@@ -211,6 +222,9 @@ static enum canal_drop judge_icmp_error(struct worker *w, struct packet *p)
 	e = ct_find_related(w->ct, &quoted, &quoted_is_reply);
 	if (!e)
 		return CANAL_DROP_CT_INVALID;
+	drop = quote_check(w, p, &quoted);
+	if (drop)
+		return drop;
 	drop = check_and_route(w, p, &source, &destination);
 	if (drop)
 		return drop;

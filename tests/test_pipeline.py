@@ -433,6 +433,22 @@ def test_icmp_error_follows_its_flow(bed: Bed) -> None:
     assert bed.drops() == {"ct_invalid": 1}
 
 
+@pytest.mark.parametrize(
+    ("into", "src", "dst", "reason"),
+    [
+        pytest.param("b", "10.1.1.3", "10.1.1.2", "spoofed", id="a neighbour"),
+        pytest.param("b", "10.1.1.3", "10.1.2.2", "ct_invalid", id="a neighbour, to the other end"),
+        pytest.param("y", "10.1.3.2", "10.1.1.2", "inner_src", id="another peer"),
+    ],
+)
+def test_icmp_error_of_someone_who_is_not_on_the_way(bed: Bed, into: str, src: str, dst: str, reason: str) -> None:
+    sent = udp()
+    bed.push(from_tun(bed.a, sent))
+    error = IP(src=src, dst=dst) / ICMP(type=3, code=4, nexthopmtu=600) / Raw(bytes(sent)[:28])
+    assert bed.push(bed.from_peer(error, Y) if into == "y" else from_tun(bed.b, error)) == []
+    assert bed.drops() == {reason: 1}
+
+
 def test_a_route_that_moves_takes_the_flow_along(bed: Bed) -> None:
     """With the next packet after a new snapshot the flow goes where the new FIB says."""
     (frame,) = bed.push(from_tun(bed.a, udp()))
