@@ -135,6 +135,18 @@ static inline void ask(const struct canal_ct *ct, const struct canal_flow *flow,
 	__builtin_prefetch(&ct->buckets[(uint32_t)key->hash & ct->bucket_mask]);
 }
 
+/* What the fragments of a datagram have in common: only the first has ports, and over IPv6 each may say another protocol. */
+static uint32_t hash_of_ends(const struct canal_ct *ct, const struct canal_flow *flow)
+{
+	struct canal_flow ends = { .family = flow->family };
+	struct ct_key key;
+
+	memcpy(ends.src, flow->src, sizeof(ends.src));
+	memcpy(ends.dst, flow->dst, sizeof(ends.dst));
+	ct_key_of_flow(ct, &ends, &key);
+	return hash32(key.hash);
+}
+
 static void lookup_chunk(struct canal_ct *ct, struct packet *const *packets, size_t n)
 {
 	struct ct_batch batch;
@@ -145,7 +157,7 @@ static void lookup_chunk(struct canal_ct *ct, struct packet *const *packets, siz
 	for (size_t i = 0; i < n; i++) {
 		struct packet *p = packets[i];
 
-		p->hash = hash32(batch.keys[i].hash);
+		p->hash = unlikely(p->flow.flags & CANAL_FLOW_FRAG) ? hash_of_ends(ct, &p->flow) : hash32(batch.keys[i].hash);
 		p->ct = if_live(ct, batch.found[i], &p->flow);
 		p->flow.flags &= (uint8_t)~CANAL_FLOW_REPLY;
 		if (p->ct && p->ct->original != batch.keys[i].source)

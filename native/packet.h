@@ -35,7 +35,7 @@ struct packet {
 	uint32_t total;            /* bytes of the packet with its pieces                           */
 	struct iovec *pieces;      /* payload after data[size), or NULL                             */
 	uint32_t n_pieces;
-	uint32_t hash;             /* of the flow, same for both directions; set by ct_lookup       */
+	uint32_t hash;             /* same for both directions of a flow, and for all fragments      */
 	uint32_t in;               /* target it came from                                           */
 	uint32_t out;              /* target it goes to                                             */
 	struct ct_entry *ct;       /* its flow, or NULL                                             */

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
-from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror, TCPerror
-from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6PacketTooBig, IPv6
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror, TCPerror, fragment
+from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6PacketTooBig, IPv6, IPv6ExtHdrFragment, fragment6
 from scapy.packet import Packet, Raw
 
 from canal_udp.encap.forwarding import Route, Vtep, vtep_key
@@ -327,6 +329,33 @@ def fragments(identity: int) -> list[Packet]:
     ip = IP(src="10.1.2.2", dst="10.1.1.2", id=identity, proto=17)
     cuts = [(0, 1400), (1400, 2800), (2800, len(raw))]
     return [ip.__class__(frag=a // 8, flags="MF" if b < len(raw) else 0, **ip.fields) / Raw(raw[a:b]) for a, b in cuts]
+
+
+@pytest.mark.parametrize("v6", [False, True], ids=["IPv4", "IPv6"])
+def test_fragments_leave_in_order_by_one_socket(v6: bool) -> None:
+    """Only the first has ports; by different sockets, and so by different paths, the later ones would overtake it."""
+    with ExitStack() as stack:
+        bed = stack.enter_context(Bed())
+        for _ in range(8):
+            fd = os.eventfd(0)
+            stack.callback(os.close, fd)
+            bed.dp.add_underlay(fd, "vxlan", 4, tx_only=True)
+        ways = set()
+        for last in range(2, 12):
+            if v6:
+                whole = (
+                    IPv6(src="fd00:1:1::2", dst=f"fd00:1:2::{last:x}")
+                    / IPv6ExtHdrFragment(id=last)
+                    / UDP()
+                    / bytes(3000)
+                )
+                parts = fragment6(whole, 1400)
+            else:
+                parts = fragment(IP(src="10.1.1.2", dst=f"10.1.2.{last}", id=last) / UDP() / bytes(3000), 1400)
+            out = bed.push(*(from_tun(bed.a, part) for part in parts))
+            assert len({frame.port for frame in out}) == 1
+            ways.add(out[0].port)
+        assert len(ways) > 1
 
 
 def test_later_fragments_follow_the_first(bed: Bed) -> None:
