@@ -246,6 +246,21 @@ static void print_times(uint32_t *times, size_t n, uint64_t lost, double seconds
 	       percentile_us(times, n, 0.99), percentile_us(times, n, 0.999), percentile_us(times, n, 1.0));
 }
 
+static void print_difference(const struct client *c, uint32_t number)
+{
+	size_t at = 0;
+
+	while (c->request[at] == c->response[at])
+		at++;
+	fprintf(stderr, "pingpong: response %u differs from its request at byte %zu of %zu:", number, at, c->size);
+	for (size_t i = at; i < c->size && i < at + 16; i++)
+		fprintf(stderr, " %02x", c->response[i]);
+	fprintf(stderr, " for");
+	for (size_t i = at; i < c->size && i < at + 16; i++)
+		fprintf(stderr, " %02x", c->request[i]);
+	fprintf(stderr, "\n");
+}
+
 static int measure(struct client *c, double seconds, uint32_t *times)
 {
 	uint64_t start_ns = now_ns(), end_ns = start_ns + (uint64_t)(seconds * 1e9), before_ns = start_ns;
@@ -259,7 +274,7 @@ static int measure(struct client *c, double seconds, uint32_t *times)
 			return -1;
 		after_ns = now_ns();
 		if (memcmp(c->request, c->response, c->size)) {
-			fprintf(stderr, "pingpong: response %u differs from its request\n", number);
+			print_difference(c, number);
 			return -1;
 		}
 		times[number++] = (uint32_t)(after_ns - before_ns < UINT32_MAX ? after_ns - before_ns : UINT32_MAX);

@@ -56,7 +56,7 @@ def unit(metric: str) -> str:
 def cell(metric: str, result: Result | None) -> str:
     if result is None:
         return EMPTY
-    text = f"{shown(metric, result.value.median)} ±{result.value.share:.0%}"
+    text = shown(metric, result.value.median) + (f" ±{result.value.share:.0%}" if result.value.n > 1 else "")
     return f"{text} {times(result.ratio)}" if result.ratio else text
 
 
