@@ -1,20 +1,204 @@
-"""canal policy selector: the language of policies, offline. No daemon, no root."""
+"""canal policy check|eval|selector: the language of policies, offline. No daemon, no root."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
-from typing import Any
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from canal_udp.cli.output import print_json, print_table, text
+from canal_udp.errors import RequestError, UsageError
+
+if TYPE_CHECKING:
+    from canal_udp.policy.cursor import Problem
+    from canal_udp.policy.load import Loaded
+    from canal_udp.policy.questions import Questions
+
+_SUFFIXES = (".yaml", ".yml", ".json")
+_EVAL = """Say what the policies of some files say about flows. A flow is one JSON object a line:
+{"src": "namespace/pod" or address, "dst": ..., "protocol": "TCP", "UDP", "SCTP", "ICMP" or a number, "sport"?,
+"dport"?, "icmp_type"?, "icmp_code"?}. The answer repeats it with "verdict", "egress" and "ingress"."""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands."""
     policy = subparsers.add_parser("policy", help="network policy: check it, ask it")
     actions = policy.add_subparsers(metavar="ACTION", required=True)
+    summary = "find every error in files of policies, and what looks like one"
+    check = actions.add_parser("check", help=summary, description=summary)
+    check.add_argument(
+        "files", nargs="+", metavar="FILE", help="YAML or JSON, a folder of them, or - for standard input"
+    )
+    check.add_argument("--strict", action="store_true", help="warnings fail too")
+    check.add_argument("-j", "--json", action="store_true", help="print JSON")
+    check.set_defaults(handler=_check)
+    summary = "verdicts for flows, from files"
+    ask = actions.add_parser("eval", help=summary, description=_EVAL)
+    ask.add_argument(
+        "--state", nargs="+", action="extend", required=True, metavar="FILE", help="policies, pods, namespaces"
+    )
+    ask.add_argument("--flows", metavar="FILE", help="JSON lines; - reads standard input")
+    ask.add_argument("--matrix", action="store_true", help="every pod to every pod")
+    ask.add_argument("--port", action="append", default=[], metavar="80/TCP", help="of the matrix; repeat")
+    ask.add_argument("--staged", action="store_true", help="as if the staged policies were enforced")
+    ask.add_argument("-j", "--json", action="store_true", help="print JSON")
+    ask.set_defaults(handler=_eval)
     summary = "evaluate selectors: JSON lines in, JSON lines out"
     selector = actions.add_parser("selector", help=summary, description=_SELECTOR)
     selector.set_defaults(handler=_selector)
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def _load(names: Iterable[str]) -> Loaded:
+    from canal_udp.policy.load import load_texts
+
+    return load_texts(_texts(names))
+
+
+def _texts(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for name in names:
+        if name == "-":
+            yield "standard input", sys.stdin.read()
+            continue
+        path = Path(name)
+        files = sorted(one for one in path.rglob("*") if one.suffix in _SUFFIXES) if path.is_dir() else [path]
+        if not files:
+            raise UsageError(f"{name}: no file ends with {', '.join(_SUFFIXES)}")
+        for file in files:
+            try:
+                yield str(file), file.read_text(encoding="utf-8")
+            except OSError as error:
+                raise UsageError(f"{file}: {error.strerror}") from None
+            except UnicodeDecodeError:
+                raise UsageError(f"{file}: not a text in UTF-8") from None
+
+
+def _tell(problems: Iterable[Problem]) -> None:
+    for problem in problems:
+        print(f"canal: {text(str(problem))}", file=sys.stderr)
+
+
+# ---- check -----------------------------------------------------------------------------------------------------------
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    loaded = _load(arguments.files)
+    from canal_udp.policy.validate import warnings
+
+    problems = sorted(
+        (*loaded.problems, *warnings(loaded.state)), key=lambda one: (one.where.source, one.where.line, one.severity)
+    )
+    errors = sum(one.severity == "error" for one in problems)
+    if arguments.json:
+        print_json([_problem(one) for one in problems])
+    else:
+        for problem in problems:
+            print(text(str(problem)))
+        count = len(loaded.state.policies)
+        print(f"{count} {'policy' if count == 1 else 'policies'}, {errors} errors, {len(problems) - errors} warnings")
+    return int(bool(errors or (arguments.strict and problems)))
+
+
+def _problem(problem: Problem) -> dict[str, object]:
+    return {
+        "severity": problem.severity,
+        "file": problem.where.source,
+        "line": problem.where.line or None,
+        "field": problem.field,
+        "problem": problem.text,
+    }
+
+
+# ---- eval ------------------------------------------------------------------------------------------------------------
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    loaded = _load(arguments.state)
+    _tell(loaded.errors)
+    from canal_udp.policy.evaluate import Evaluator
+    from canal_udp.policy.questions import Questions, with_addresses
+
+    state = with_addresses(loaded.state)
+    evaluator = Evaluator(state, staged=arguments.staged)
+    failed = bool(loaded.errors)
+    if arguments.flows is not None:
+        try:
+            with open(0 if arguments.flows == "-" else arguments.flows, "rb", closefd=arguments.flows != "-") as lines:
+                failed |= _answers(lines, Questions(evaluator), arguments.json or not sys.stdout.isatty())
+        except OSError as error:
+            raise UsageError(f"{arguments.flows}: {error.strerror}") from None
+    if arguments.matrix or arguments.flows is None:
+        from canal_udp.policy.questions import matrix, probes
+
+        ports = [_probe(one) for one in arguments.port] or probes(state)
+        tables = dict(matrix(evaluator, ports))
+        if arguments.json:
+            print_json(tables)
+        else:
+            for name, table in tables.items():
+                _print_matrix(name, table)
+    return int(failed)
+
+
+def _answers(lines: Iterable[bytes], questions: Questions, as_json: bool) -> bool:
+    """Print an answer for every line; True if one was not understood."""
+    failed, write = False, sys.stdout.write
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            answer = questions.answer(line)
+        except RequestError as error:
+            failed = True
+            answer = json.dumps({"error": str(error), "line": number}).encode()
+        write((answer.decode() if as_json else _sentence(json.loads(answer))) + "\n")
+    return failed
+
+
+def _sentence(answer: dict[str, Any]) -> str:
+    if "error" in answer:
+        return f"line {answer['line']}: {text(answer['error'])}"
+    ends = f"{text(answer['src'])} -> {text(answer['dst'])} {text(answer['protocol'])}/{text(answer.get('dport'))}"
+    why = "; ".join(f"{name}: {_because(answer[name])}" for name in ("egress", "ingress"))
+    return f"{answer['verdict']:<6}{ends}  ({why})"
+
+
+def _because(decision: dict[str, Any]) -> str:
+    rule = "" if decision["rule"] in (None, -1) else f" rule {decision['rule']}"
+    reason = f", {decision['reason']}" if "reason" in decision else ""
+    return f"{decision['verdict']} {text(decision['policy'])}{rule}{reason}".replace(" -,", ",")
+
+
+def _probe(given: str) -> tuple[int, int]:
+    from canal_udp.policy.model import PROTOCOLS
+
+    match = re.fullmatch(r"([0-9]{1,5})/([A-Za-z0-9]+)", given)
+    numbers = {name.lower(): number for name, number in PROTOCOLS.items()}
+    if not match or match[2].lower() not in numbers or int(match[1]) > 65535:
+        raise UsageError(f"--port {given}: write port/protocol, like 80/TCP")
+    return int(match[1]), numbers[match[2].lower()]
+
+
+def _print_matrix(port: str, table: dict[str, str]) -> None:
+    """Rows are sources, columns destinations; `.` passes, E and I say who denies."""
+    names = sorted({name for pair in table for name in pair.split(">")})
+    rows: list[dict[str, Any]] = []
+    for source in names:
+        row: dict[str, Any] = {port: source}
+        for destination in names:
+            row[destination] = _MARKS.get(table.get(f"{source}>{destination}", ""), " ")
+        rows.append(row)
+    print_table([port, *names], rows, "no pods")
+    print()
+
+
+_MARKS = {"AA": ".", "DA": "E", "AD": "I", "DD": "EI"}
 
 
 # ---- selectors -------------------------------------------------------------------------------------------------------

@@ -72,6 +72,10 @@ class LabelIndex(Generic[ItemT]):
     def members(self, selector: str) -> frozenset[ItemT]:
         return frozenset(self._members[selector])
 
+    def matching(self, item: ItemT) -> frozenset[str]:
+        """Ids of the selectors that match an item."""
+        return frozenset(self._items[item].matching)
+
     def labels(self, item: ItemT) -> dict[str, str]:
         return dict(self._items[item].labels)
 

@@ -1,0 +1,421 @@
+"""Verdicts from the normal form, fast enough for files of flows: each kind of flow is decided once.
+
+Structure address -> class: which prefixes, sets and named ports of the policies hold it (intervals for the prefixes);
+          port -> class: between which borders of port ranges it lies;
+          endpoint -> program: the policies that select it and its profiles, shared by endpoints with the same ones.
+          Flows with equal program, classes and protocol get equal verdicts: a dictionary remembers them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from canal_udp.net import Address, Network
+from canal_udp.policy.flow import Decision, Flow, Judge, Places, Verdict, judge_flow
+from canal_udp.policy.index import LabelIndex
+from canal_udp.policy.lower import lower_state
+from canal_udp.policy.model import DIRECTIONS, ICMP, ICMP6, INGRESS, Direction, IcmpMatch, PortRange, State
+from canal_udp.policy.normal import (
+    Endpoint,
+    NodeSet,
+    Policy,
+    PortedSet,
+    PortSet,
+    PrefixSet,
+    Rule,
+    SelectorSet,
+    ServiceSet,
+    Side,
+    Stage,
+    World,
+)
+
+_HOST, _SET = "host ", "set "  # index items beside endpoints, whose names have no blanks
+
+
+@dataclass(frozen=True, slots=True)
+class AddressClass:
+    """What policies can see of an address. `ports` are (set, protocol, port)."""
+
+    nets: frozenset[Network]
+    sets: frozenset[str]
+    ports: frozenset[tuple[str, int, int]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Side:
+    """A side of a rule with its sets as names."""
+
+    nets: frozenset[Network]
+    not_nets: frozenset[Network]
+    sets: frozenset[str]
+    not_sets: frozenset[str]
+    ports: tuple[PortRange, ...]
+    port_sets: tuple[str, ...]
+    not_ports: tuple[PortRange, ...]
+    not_port_sets: tuple[str, ...]
+
+    @classmethod
+    def of(cls, side: Side) -> _Side:
+        return cls(
+            frozenset(side.nets),
+            frozenset(side.not_nets),
+            frozenset(one.id for one in side.sets),
+            frozenset(one.id for one in side.not_sets),
+            side.ports,
+            tuple(one.id for one in side.port_sets),
+            side.not_ports,
+            tuple(one.id for one in side.not_port_sets),
+        )
+
+    def matches(self, seen: AddressClass, protocol: int, port: int) -> bool:
+        if (self.nets and not self.nets & seen.nets) or self.not_nets & seen.nets:
+            return False
+        if not self.sets <= seen.sets or self.not_sets & seen.sets:
+            return False
+        if (self.ports or self.port_sets) and not _has(self.ports, self.port_sets, seen, protocol, port):
+            return False
+        return not _has(self.not_ports, self.not_port_sets, seen, protocol, port)
+
+
+def _has(ranges: tuple[PortRange, ...], sets: tuple[str, ...], seen: AddressClass, protocol: int, port: int) -> bool:
+    return any(port in one for one in ranges) or any((name, protocol, port) in seen.ports for name in sets)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Test:
+    rule: Rule
+    source: _Side
+    destination: _Side
+
+    @classmethod
+    def of(cls, rule: Rule) -> _Test:
+        return cls(rule, _Side.of(rule.source), _Side.of(rule.destination))
+
+    def matches(self, flow: Flow, source: AddressClass, destination: AddressClass) -> bool:
+        rule = self.rule
+        if rule.never or rule.version not in (None, flow.source.version):
+            return False
+        if rule.protocol not in (None, flow.protocol) or rule.not_protocol == flow.protocol:
+            return False
+        if (rule.icmp and not _icmp(rule.icmp, flow)) or (rule.not_icmp and _icmp(rule.not_icmp, flow)):
+            return False
+        return self.source.matches(source, flow.protocol, flow.sport) and self.destination.matches(
+            destination, flow.protocol, flow.dport
+        )
+
+
+def _icmp(match: IcmpMatch, flow: Flow) -> bool:
+    same = match.type in (None, flow.icmp_type) and match.code in (None, flow.icmp_code)
+    return same and flow.protocol in (ICMP, ICMP6)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Program:
+    """What is asked for one endpoint and direction. `default` ends it; None: not decided."""
+
+    tiers: tuple[tuple[str, bool, tuple[tuple[Policy, tuple[_Test, ...]], ...]], ...]  # name, ends with Deny?, policies
+    profiles: tuple[tuple[str, tuple[_Test, ...]], ...]
+    default: Decision | None
+
+    def decide(self, flow: Flow, source: AddressClass, destination: AddressClass) -> Decision | None:
+        logs = 0
+        for name, denies, policies in self.tiers:
+            for policy, rule in _matching(policies, flow, source, destination):
+                if rule.action == "Log":
+                    logs += 1
+                elif rule.action == "Pass":
+                    break
+                else:
+                    return Decision(rule.action == "Allow", name, policy.key, rule.index, "", policy.answer, logs)
+            else:
+                if denies:
+                    last = policies[-1][0]
+                    return Decision(False, name, last.key, -1, "no rule of the tier matched", last.answer, logs)
+        for key, tests in self.profiles:
+            if not tests and key.startswith("!"):
+                return Decision(False, policy=f"Profile:{key[1:]}", rule=-1, reason="the profile does not exist")
+            for test in tests:
+                if test.rule.action != "Log" and test.matches(flow, source, destination):
+                    return Decision(test.rule.action == "Allow", policy=f"Profile:{key}", rule=test.rule.index)
+        return self.default
+
+
+def _matching(
+    policies: tuple[tuple[Policy, tuple[_Test, ...]], ...], flow: Flow, source: AddressClass, destination: AddressClass
+) -> Iterator[tuple[Policy, Rule]]:
+    for policy, tests in policies:
+        for test in tests:
+            if test.matches(flow, source, destination):
+                yield policy, test.rule
+
+
+_NOTHING = Decision(False, reason="no policy and no profile allows it")
+_FORWARDED = Decision(True, reason="no policy applies on forward")
+
+
+class Evaluator(Judge):
+    """Verdicts for one state; agrees with Reference. `staged`: as if the staged policies were enforced."""
+
+    def __init__(self, state: State, *, staged: bool = False) -> None:
+        self.places = Places(state)
+        self.world = lower_state(state, staged=staged)
+        self._index = label_index(self.world)
+        self._tests: dict[tuple[str, Direction], tuple[_Test, ...]] = {}
+        self._programs: dict[object, _Program] = {}
+        self._chosen: dict[object, _Program] = {}
+        self._classes = _Classes(self.world, self._index)
+        self._decisions: dict[object, Decision | None] = {}
+        self._verdicts: dict[object, Verdict] = {}
+
+    def verdict(self, flow: Flow) -> Verdict:
+        return judge_flow(self, self.places, flow)
+
+    # ---- one endpoint ------------------------------------------------------------------------------------------------
+
+    def workload(self, key: str, direction: Direction, flow: Flow) -> Decision:
+        endpoint = self.world.endpoints[key]
+        if endpoint.closed:
+            return Decision(False, reason=endpoint.closed)
+        program = self._chosen.get((key, direction)) or self._choose(endpoint, direction, "normal", (key, direction))
+        return self._decide(program, flow) or _NOTHING
+
+    def host(self, name: str, direction: Direction, flow: Flow, *, forwarded: bool) -> Decision:
+        endpoint = self.world.hosts[name]
+        if not forwarded and self._is_failsafe(direction, flow):
+            return Decision(True, reason="failsafe port")
+        found = self._decide(self._choose(endpoint, direction, "doNotTrack"), flow)
+        if found is None and direction == INGRESS:
+            before = flow if flow.original is None else _before_dnat(flow)
+            found = self._decide(self._choose(endpoint, direction, "preDNAT"), before)
+        if found is not None:
+            return found
+        if endpoint.closed:
+            return Decision(False, reason=endpoint.closed)
+        program = self._choose(endpoint, direction, "normal", forwarded=forwarded)
+        return self._decide(program, flow) or _NOTHING
+
+    def _is_failsafe(self, direction: Direction, flow: Flow) -> bool:
+        settings = self.world.settings
+        inbound = direction == INGRESS
+        remote = flow.source if inbound else flow.destination
+        return any(
+            one.protocol == flow.protocol and one.port == flow.dport and (one.net is None or remote in one.net)
+            for one in (settings.failsafe_inbound if inbound else settings.failsafe_outbound)
+        )
+
+    def _decide(self, program: _Program, flow: Flow) -> Decision | None:
+        classes = self._classes
+        source, destination = classes.address(flow.source), classes.address(flow.destination)
+        ports = classes.port(flow.sport), classes.port(flow.dport)
+        icmp = (flow.icmp_type, flow.icmp_code) if flow.protocol in (ICMP, ICMP6) else None
+        key = (id(program), id(source), id(destination), flow.source.version, flow.protocol, ports, icmp)
+        try:
+            return self._decisions[key]
+        except KeyError:
+            decision = self._decisions[key] = program.decide(flow, source, destination)
+            return decision
+
+    # ---- programs ----------------------------------------------------------------------------------------------------
+
+    def _choose(
+        self, endpoint: Endpoint, direction: Direction, stage: Stage, name: object = None, *, forwarded: bool = False
+    ) -> _Program:
+        """The program of an endpoint; endpoints that the same policies select share it."""
+        matching = self._index.matching((_HOST if endpoint.host else "") + endpoint.key)
+        tiers = []
+        for tier in self.world.tiers:
+            policies = [
+                one
+                for one in self.world.policies.get(tier.name, ())
+                if one.stage == stage
+                and (one.forward or not forwarded)
+                and one.rules(direction) is not None
+                and one.selector.id in matching
+            ]
+            if policies:
+                tiers.append((tier.name, tier.default_action == "Deny" and stage == "normal", policies))
+        profiles = () if forwarded or stage != "normal" else endpoint.profiles
+        default = None if stage != "normal" else _FORWARDED if forwarded else _NOTHING
+        same = (direction, tuple(one.key for _, _, some in tiers for one in some), profiles, stage, forwarded)
+        if same not in self._programs:
+            self._programs[same] = _Program(
+                tuple(
+                    (tier, denies, tuple((one, self._policy_tests(one, direction)) for one in some))
+                    for tier, denies, some in tiers
+                ),
+                tuple(self._profile_tests(profile, direction) for profile in profiles),
+                default,
+            )
+        if name is not None:
+            self._chosen[name] = self._programs[same]
+        return self._programs[same]
+
+    def _policy_tests(self, policy: Policy, direction: Direction) -> tuple[_Test, ...]:
+        key = (policy.key, direction)
+        if key not in self._tests:
+            self._tests[key] = tuple(_Test.of(rule) for rule in policy.rules(direction) or ())
+        return self._tests[key]
+
+    def _profile_tests(self, name: str, direction: Direction) -> tuple[str, tuple[_Test, ...]]:
+        profile = self.world.profiles.get(name)
+        if profile is None:
+            return f"!{name}", ()
+        return name, tuple(_Test.of(rule) for rule in profile.rules(direction))
+
+
+def _before_dnat(flow: Flow) -> Flow:
+    assert flow.original is not None
+    address, port = flow.original
+    return Flow(flow.source, address, flow.protocol, flow.sport, port, flow.icmp_type, flow.icmp_code)
+
+
+# ---- who matches what ------------------------------------------------------------------------------------------------
+
+
+def label_index(world: World) -> LabelIndex[str]:
+    """Every selector of the rules and policies, followed over everything that has labels."""
+    index: LabelIndex[str] = LabelIndex()
+    for profile in world.profiles.values():
+        index.set_parent(profile.name, profile.labels)
+    for key, endpoint in world.endpoints.items():
+        index.set_item(key, endpoint.labels, endpoint.profiles)
+    for key, endpoint in world.hosts.items():
+        index.set_item(_HOST + key, endpoint.labels, endpoint.profiles)
+    for key, one in world.prefix_sets.items():
+        index.set_item(_SET + key, one.labels, one.profiles)
+    for policies in world.policies.values():
+        for policy in policies:
+            index.add_selector(policy.selector)
+    for side in _sides(world):
+        for used in (*side.sets, *side.not_sets, *side.port_sets, *side.not_port_sets):
+            if isinstance(used, SelectorSet | PortSet):
+                index.add_selector(used.selector)
+    return index
+
+
+def _rules(world: World) -> Iterator[Rule]:
+    for direction in DIRECTIONS:
+        for policies in world.policies.values():
+            for policy in policies:
+                yield from policy.rules(direction) or ()
+        for profile in world.profiles.values():
+            yield from profile.rules(direction)
+
+
+def _sides(world: World) -> Iterator[Side]:
+    for rule in _rules(world):
+        yield rule.source
+        yield rule.destination
+
+
+class _Classes:
+    """Addresses and ports by what the policies can see of them."""
+
+    def __init__(self, world: World, index: LabelIndex[str]) -> None:
+        self._index = index
+        self._nodes, self._slices = tuple(world.nodes.values()), world.slices
+        sides = list(_sides(world))
+        self._sets = {one.id: one for side in sides for one in (*side.sets, *side.not_sets)}
+        self._port_sets = {one.id: one for side in sides for one in (*side.port_sets, *side.not_port_sets)}
+        self._at: dict[Address, list[tuple[str, Endpoint]]] = defaultdict(list)
+        for prefix, found in (("", world.endpoints), (_HOST, world.hosts)):
+            for key, endpoint in found.items():
+                for address in endpoint.addresses:
+                    self._at[address].append((prefix + key, endpoint))
+        self._special = {*self._at, *(a for one in world.nodes.values() for a in one.addresses)}
+        self._special |= {address for one in world.slices for address in one.addresses}
+        self._prefix_sets = tuple(world.prefix_sets.values())
+        nets = {net for side in sides for net in (*side.nets, *side.not_nets)}
+        self._nets = tuple(nets)
+        self._borders = {4: _borders(nets, self._prefix_sets, 4), 6: _borders(nets, self._prefix_sets, 6)}
+        self._ports = _port_borders(sides, world)
+        self._by_address: dict[Address, AddressClass] = {}
+        self._by_interval: dict[tuple[int, int], AddressClass] = {}
+        self._same: dict[AddressClass, AddressClass] = {}
+
+    def port(self, port: int) -> int:
+        return bisect_right(self._ports, port)
+
+    def address(self, address: Address) -> AddressClass:
+        """The one object of a class: classes can be compared by identity."""
+        found = self._by_address.get(address)
+        if found is not None:
+            return found
+        if address in self._special:
+            found = self._by_address[address] = self._shared(address)
+            return found
+        interval = (address.version, bisect_right(self._borders[address.version], int(address)))
+        found = self._by_interval.get(interval)
+        if found is None:
+            found = self._by_interval[interval] = self._shared(address)
+        return found
+
+    def _shared(self, address: Address) -> AddressClass:
+        seen = self._look(address)
+        return self._same.setdefault(seen, seen)
+
+    def _look(self, address: Address) -> AddressClass:
+        endpoints = self._at.get(address, [])
+        sets: set[str] = set()
+        for key, _ in endpoints:
+            sets |= self._index.matching(key)
+        for one in self._prefix_sets:
+            if any(net.version == address.version and address in net for net in one.nets):
+                sets |= self._index.matching(_SET + one.key)
+        sets |= {name for name, used in self._sets.items() if self._is_elsewhere(used, address)}
+        return AddressClass(
+            frozenset(net for net in self._nets if net.version == address.version and address in net),
+            frozenset(sets & self._sets.keys()),
+            frozenset(self._named(address, endpoints)),
+        )
+
+    def _is_elsewhere(self, used: object, address: Address) -> bool:
+        """Sets that labels of endpoints do not decide."""
+        if isinstance(used, NodeSet):
+            return any(address in one.addresses and used.selector.matches(one.labels) for one in self._nodes)
+        if isinstance(used, ServiceSet):
+            return any(
+                (one.namespace, one.service) == (used.namespace, used.name) and address in one.addresses
+                for one in self._slices
+            )
+        return False
+
+    def _named(self, address: Address, endpoints: list[tuple[str, Endpoint]]) -> Iterator[tuple[str, int, int]]:
+        for name, used in self._port_sets.items():
+            if isinstance(used, ServiceSet):
+                for one in self._slices:
+                    if (one.namespace, one.service) == (used.namespace, used.name) and address in one.addresses:
+                        yield from ((name, protocol, port) for protocol, port in one.ports if port is not None)
+                continue
+            for key, endpoint in endpoints:
+                if used.selector.id in self._index.matching(key):
+                    for port in endpoint.ports:
+                        if port.name == used.name and used.protocol in (None, port.protocol):
+                            yield name, port.protocol, port.port
+
+
+def _borders(nets: Iterable[Network], sets: Iterable[PrefixSet], version: int) -> list[int]:
+    """First addresses of the intervals in which no prefix begins or ends."""
+    found: set[int] = set()
+    for net in (*nets, *(net for one in sets for net in one.nets)):
+        if net.version == version:
+            found |= {int(net.network_address), int(net.broadcast_address) + 1}
+    return sorted(found)
+
+
+def _port_borders(sides: Iterable[Side], world: World) -> list[int]:
+    found: set[int] = set()
+    used: set[PortedSet] = set()
+    for side in sides:
+        for one in (*side.ports, *side.not_ports):
+            found |= {one.first, one.last + 1}
+        used |= {*side.port_sets, *side.not_port_sets}
+    if used:
+        named = [port.port for one in (*world.endpoints.values(), *world.hosts.values()) for port in one.ports]
+        named += [port for one in world.slices for _, port in one.ports if port is not None]
+        found |= {edge for port in named for edge in (port, port + 1)}
+    return sorted(found)
