@@ -79,6 +79,7 @@ uint32_t io_read_tun(struct worker *w, struct port *port, int *failed)
 		if (rc < 0) {
 			if (!passing(errno))
 				*failed = errno;
+			w->stumbled = true;
 			break;
 		}
 		if (rc < CANAL_VNET_HDR_SIZE)
@@ -145,6 +146,7 @@ uint32_t io_receive(struct worker *w, struct port *port, int *failed)
 		/* An ICMP error of something sent earlier is reported once; only a dead descriptor stays. */
 		if (errno == EBADF || errno == ENOTSOCK)
 			*failed = errno;
+		w->stumbled = true;
 		return 0;
 	}
 	for (int i = 0; i < rc; i++) {
@@ -179,6 +181,11 @@ static void read_error(struct worker *w, struct port *port, struct msghdr *h, co
 
 void io_read_errors(struct worker *w, struct port *port)
 {
+	socklen_t size = sizeof(int);
+	int pending;
+
+	/* an error that found no room in the queue would be reported again and again */
+	getsockopt(port->fd, SOL_SOCKET, SO_ERROR, &pending, &size);
 	for (int i = 0; i < ERRORS_PER_CALL; i++) {
 		uint8_t control[512] __attribute__((aligned(8))), byte;
 		struct sockaddr_storage to = { .ss_family = AF_UNSPEC };

@@ -20,6 +20,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -31,7 +32,8 @@ enum {
 	WAKE = 0xffffffff,             /* epoll data of the wake-up descriptor */
 	SWEEP_EVERY_MS = 20,
 	SWEEP_ENTRIES = 2048,
-	SLEEP_MS = 500                 /* while flows may expire */
+	SLEEP_MS = 500,                /* while flows may expire */
+	REST_NS = 2000000              /* after a read that failed without reason */
 };
 
 /* ---- life ---------------------------------------------------------------------------------------------------------------- */
@@ -61,7 +63,6 @@ struct worker *worker_new(struct canal_dp *dp)
 	w->heads = map_bytes(HEADS_BYTES);
 	w->pieces = map_bytes(pieces_size);
 	w->frags = frag_new(dp->config.frag_max, dp->config.seed);
-	w->icmp = (struct icmp_limiter){ .per_s = dp->config.icmp_per_s };
 	if (canal_ct_new(dp->config.ct_max, dp->config.ct_share, dp->config.seed, &w->ct) != CANAL_OK || !w->frags || !w->tun_arena ||
 	    !w->udp_arena || !w->heads || !w->pieces) {
 		worker_free(w);
@@ -198,6 +199,12 @@ static void housekeeping(struct worker *w, uint64_t *swept_ms)
 	counters_publish(&w->counters);
 }
 
+/* The kernel says that a port has something and then does not give it: asking again at once would only burn the processor. */
+static void rest(void)
+{
+	nanosleep(&(struct timespec){ .tv_nsec = REST_NS }, NULL);
+}
+
 static void run(struct worker *w)
 {
 	struct canal_dp *dp = w->dp;
@@ -225,8 +232,11 @@ static void run(struct worker *w)
 		w->now_ms = now_us / 1000;
 		canal_ct_sweep(w->ct, w->now_ms, 0);   /* lookups of this turn go by this time */
 		w->tables = epoch_enter(&dp->epoch);
+		w->stumbled = false;
 		if (turn(w, ready, n))
 			last_us = now_us;
+		else if (unlikely(w->stumbled))
+			rest();
 		if (n > 0)
 			housekeeping(w, &swept_ms);
 	}
@@ -252,6 +262,7 @@ int canal_worker_run(struct canal_dp *dp, uint32_t worker, struct canal_fault *f
 		atomic_store_explicit(&dp->running, 0, memory_order_release);
 		return CANAL_ESYS;
 	}
+	prctl(PR_SET_NAME, "canal-worker");
 	run(dp->worker);
 	atomic_store_explicit(&dp->stop, 0, memory_order_relaxed);
 	atomic_store_explicit(&dp->running, 0, memory_order_release);

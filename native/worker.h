@@ -11,7 +11,7 @@
  *                          ├─ ct, frags  flows and fragments
  *                          └─ counters
  *
- * Invariants: a port's fields but `state`, `stats` and `gso_off` do not change while it is LIVE. All packets of a batch are sent or dropped
+ * Invariants: a port's fields but `state`, `stats`, `icmp` and `gso_off` do not change while it is LIVE. All packets of a batch are sent or dropped
  *             before the arenas are used again, so between two batches the worker holds none.
  * Threads:    each struct says whose it is.
  */
@@ -35,7 +35,7 @@ enum {
 	TUN_ARENA_BYTES = 1 << 20,                                 /* packets of one batch, packed                     */
 	TUN_BATCH_BYTES = 512 << 10,                               /* stop reading a TUN after so much: stay in cache  */
 	DATAGRAMS_MAX = 16,                                        /* datagrams of one receive call                    */
-	HEADS_BYTES = 512 << 10,                                   /* headers of segments, fragments, ICMP errors      */
+	HEADS_BYTES = 512 << 10,                                   /* headers of segments, fragments                   */
 	TX_MESSAGES_MAX = 64,                                      /* messages of one send call                        */
 	TX_IOV_MAX = 1024,                                         /* UIO_MAXIOV                                       */
 	TX_SETS = 4,                                               /* encapsulations x families                        */
@@ -76,6 +76,7 @@ struct port {
 	uint32_t id, index;
 	struct tx_queue *tx;            /* underlay only */
 	_Atomic uint32_t gso_off;       /* worker: UDP_SEGMENT was refused here */
+	struct icmp_limiter icmp;       /* worker: errors to whoever is behind this port; one cannot use up another's */
 	struct { _Atomic uint64_t rx_packets, rx_bytes, tx_packets, tx_bytes, drops; } stats;   /* worker */
 };
 
@@ -115,8 +116,8 @@ struct worker {
 	uint64_t now_ms;
 	struct canal_ct *ct;
 	struct frag_table *frags;
-	struct icmp_limiter icmp;
 	bool inserted;                  /* this batch made an entry: earlier lookups of it may be stale */
+	bool stumbled;                  /* a read of this turn failed, and may fail again at once */
 	struct coalescer coalescer;
 	uint32_t heads_used;
 	uint32_t n_dirty;               /* sockets whose queue holds messages */
