@@ -29,6 +29,7 @@ from canal_udp.actions import (
     Detach,
     Do,
     Event,
+    Failed,
     Log,
     MtuLearned,
     NamespaceGone,
@@ -238,13 +239,16 @@ class Daemon:
     def _on_dataplane_events(self) -> None:
         found = self.dataplane.events()
         mtus = {one.addr: one.value for one in found if one.kind == "mtu" and one.addr is not None}
+        events: list[Event] = [MtuLearned(address, value) for address, value in mtus.items()]
         for one in found:
             if one.kind != "mtu":
                 event(LOG, "warning", f"dataplane.{one.kind}", port=one.port, value=one.value)
+            goal = self.hands.of_port(one.port) if one.kind == "port_error" else None
+            if goal is not None:
+                events.append(Failed(goal, f"{goal.key}: {os.strerror(one.value)}"))
         self._wake()
-        if mtus:
-            learned = (MtuLearned(address, value) for address, value in mtus.items())
-            self._spawn(self.apply(*learned), "mtu", watched=False)
+        if events:
+            self._spawn(self.apply(*events), "dataplane events", watched=False)
 
     def _spawn(self, work: Any, name: str, *, watched: bool = True) -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)

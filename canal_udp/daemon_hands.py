@@ -74,7 +74,7 @@ class Hands:
     def __init__(self, host: Host, forwarder: Forwarder, *, gro: bool, wake: Callable[[], None]) -> None:
         self._host, self._forwarder, self._gro, self._wake = host, forwarder, gro, wake
         self._thread = ThreadPoolExecutor(1, "canal-host")
-        self._sockets: dict[str, list[tuple[UnderlaySocket, int]]] = {}
+        self._sockets: dict[str, tuple[Sockets, list[tuple[UnderlaySocket, int]]]] = {}
         self._devices: dict[str, _Open] = {}
         self._links: dict[str, Link] = {}
         self._files: dict[str, File] = {}
@@ -130,13 +130,15 @@ class Hands:
     async def _do_sockets(self, goal: Sockets) -> None:
         self._close_sockets(goal.key)
         opened = await self.blocking(lambda: self._host.open_sockets(goal, gro=self._gro))
-        entries = self._sockets[goal.key] = []
+        entries: list[tuple[UnderlaySocket, int]] = []
+        self._sockets[goal.key] = goal, entries
         for sock in opened:
             port = self._forwarder.add_underlay(sock.fd, sock.encap, sock.family, sock.tx_only)
             entries.append((sock, port))
 
     def _close_sockets(self, key: str) -> None:
-        for sock, port in self._sockets.pop(key, []):
+        _, entries = self._sockets.pop(key, (None, []))
+        for sock, port in entries:
             self._forwarder.remove_port(port)
             sock.close()
 
@@ -200,6 +202,13 @@ class Hands:
         self._generation += 1
         self._forwarder.publish(replace(goal.forwarding, generation=self._generation))
         return [Done(goal)]
+
+    def of_port(self, index: int) -> Goal | None:
+        """Return the goal that a port of the data plane belongs to."""
+        for one in self._devices.values():
+            if one.port == index:
+                return one.device
+        return next((goal for goal, entries in self._sockets.values() if index in (port for _, port in entries)), None)
 
     async def _recursive(self, addresses: Iterable[IPAddress]) -> frozenset[IPAddress]:
         """Ask the kernel about those addresses that it was not asked about since routes changed."""

@@ -284,6 +284,23 @@ def test_peers_and_leases(bench: Bench) -> None:
     bench.run(work)
 
 
+def test_a_port_that_the_data_plane_gave_up_is_made_again(bench: Bench) -> None:
+    async def work() -> None:
+        await bench.ask("attach", netns="/run/netns/a")
+        for wanted in (("pod", "default/a"), ("host", ""), ("underlay", "vxlan4")):
+            index = next(index for index, port in bench.plane.table.items() if port == wanted)
+            bench.plane.tell(Event("port_error", None, 0, 5, index))
+            await bench.until(lambda: bench.daemon.state() == "degraded")
+            assert "Input/output error" in " ".join(bench.daemon.reasons())
+            await bench.until(lambda: bench.daemon.state() == "ready")
+            assert index not in bench.plane.table
+            assert wanted in bench.plane.table.values()
+        bench.plane.tell(Event("port_error", None, 0, 5, 999))
+        await bench.until(lambda: not bench.plane.waiting)
+
+    bench.run(work)
+
+
 def test_a_recursive_peer_is_never_published(bench: Bench) -> None:
     bench.host.recursive = frozenset({ip_address("192.0.2.2")})
     peer = Lease(ip_network("10.244.2.0/24"), None, IPv4Address("192.0.2.2"), encap="udp")  # type: ignore[arg-type]
