@@ -58,9 +58,17 @@ lab: build ## three hosts, six pods, real daemons and traffic on this machine (r
 	@tools/install-deps lab
 	@$(VENV)/bin/canal lab demo
 
-bench: build ## measure against kernel VXLAN and one packet per system call (root)
-	@tools/install-deps lab
-	@$(VENV)/bin/canal bench overlay
+$(VENV)/.bench: $(VENV)/.installed
+	@echo "installing what draws the pictures into $(VENV)"
+	@$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[bench]'
+	@touch $@
+
+bench: build $(VENV)/.bench ## measure stages, and Canal against kernel VXLAN and one packet per system call (root)
+	@tools/install-deps build lab
+	@$(VENV)/bin/canal bench stages -j build/bench/stages.json
+	@echo
+	@$(VENV)/bin/canal bench overlay -j build/bench/overlay.json --picture build/bench/overlay.svg
+	@echo "reports and picture: build/bench/; more: canal bench overlay --full"
 
 $(ASAN): $(VENV)/.installed $(NATIVE)
 	@echo "compiling native/ with -fsanitize=address,undefined"

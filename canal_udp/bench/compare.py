@@ -102,4 +102,4 @@ def lines(changes: Sequence[Change]) -> list[str]:
         word = "" if change.verdict == "same" else change.verdict
         rows.append([change.where, change.what, change.unit, change.old, change.new, share, word])
     counts = {word: sum(change.verdict == word for change in changes) for word in ("better", "worse", "same")}
-    return [*aligned(rows), "", ", ".join(f"{count} {word}" for word, count in counts.items())]
+    return [*aligned(rows, left=2), "", ", ".join(f"{count} {word}" for word, count in counts.items())]

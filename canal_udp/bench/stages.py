@@ -20,6 +20,7 @@ from canal_udp.bench.tools import SOURCES
 from canal_udp.errors import BenchError
 
 FORMAT = 1
+ORDER = ("parse", "decap", "FIB lookup", "conntrack hit", "conntrack miss", "conntrack insert")  # then the others
 
 
 def run(seconds: float, only: Sequence[str], verbose: bool) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def rows(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "checked": extra["checked"],
             }
         )
-    return found
+    return sorted(found, key=lambda row: ORDER.index(row["group"]) if row["group"] in ORDER else len(ORDER))
 
 
 def lines(report: Mapping[str, Any]) -> list[str]:
@@ -68,4 +69,4 @@ def lines(report: Mapping[str, Any]) -> list[str]:
             [row["group"], row["name"], f"{row['ns_per_item']:.1f}", f"±{row['spread']:.0%}", rate, row["checked"]]
         )
     about = report["about"]
-    return [*aligned(table), "", f"{about['cpu']}, {about['isa']}, Linux {about['kernel']}, canal {about['commit']}"]
+    return [*aligned(table, left=2), "", f"{about['cpu']}, {about['isa']}, Linux {about['kernel']}, canal {about['commit']}"]

@@ -64,12 +64,12 @@ def times(ratio: Spread) -> str:
     return f"{ratio.median:.1f}x" if ratio.median >= 10 else f"{ratio.median:.2f}x"
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The first column to the left, all others to the right."""
+def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """So many columns to the left, all others to the right."""
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     return [
         "  ".join(
-            text.ljust(width) if at == 0 else text.rjust(width)
+            text.ljust(width) if at < left else text.rjust(width)
             for at, (text, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
