@@ -211,7 +211,7 @@ struct canal_dp_config {
 	uint32_t ct_share;           /* entries that one port may own                                              */
 	uint32_t frag_max;           /* fragment table entries                                                     */
 	uint32_t busy_poll_us;       /* poll this long after the last packet before sleeping                       */
-	uint32_t icmp_per_s;         /* ICMP errors per second                                                     */
+	uint32_t icmp_per_s;         /* ICMP errors per second to each port                                        */
 	uint32_t gso_segments_max;   /* segments that UDP_SEGMENT takes: 64 before Linux 6.10, else 128            */
 	uint32_t pad;
 };

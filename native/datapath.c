@@ -234,6 +234,7 @@ int canal_port_add(struct canal_dp *dp, const struct canal_port_config *config, 
 	port->flags = config->flags;
 	port->mtu_bytes = config->mtu_bytes;
 	port->id = config->id;
+	port->icmp = (struct icmp_limiter){ .per_s = dp->config.icmp_per_s };
 	atomic_store_explicit(&port->gso_off, 0, memory_order_relaxed);
 	memset(&port->stats, 0, sizeof port->stats);
 	atomic_store_explicit(&port->state, PORT_LIVE, memory_order_release);

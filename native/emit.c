@@ -308,33 +308,27 @@ static bool refusal_of(enum canal_drop reason, enum icmp_kind *kind)
 /* Our own packet, back to where p came from. */
 static void originate(struct worker *w, const struct packet *p, uint8_t *data, uint32_t size)
 {
-	struct packet reply = { .data = data, .size = size, .total = size, .out = p->in, .hash = p->hash, .vnet = { .segments = 1 } };
+	struct packet reply = { .data = data, .size = size, .total = size, .out = p->in, .vnet = { .segments = 1 } };
 
-	reply.flow.family = p->flow.family;
-	reply.flow.flags = CANAL_FLOW_DF;
 	worker_count(w, CANAL_ORIGINATED, 1);
-	if (target_is(reply.out, CANAL_TARGET_PORT))
-		emit_tun(w, &reply);
-	else
-		emit_tunnel(w, &reply);
+	emit_tun(w, &reply);
 }
 
 void emit_refusal(struct worker *w, struct packet *p, enum canal_drop reason)
 {
 	uint32_t mtu = target_is(p->out, CANAL_TARGET_VTEP) ? w->tables->vteps[p->out & CANAL_TARGET_INDEX].mtu_bytes : 0;
 	const struct canal_node *node = &w->tables->node;
+	uint8_t out[ICMP_ERROR_MAX];
 	enum icmp_kind kind;
 	uint32_t size;
-	uint8_t *out;
 
 	worker_drop(w, p, reason);
-	if (!refusal_of(reason, &kind))
+	if (!refusal_of(reason, &kind) || !target_is(p->in, CANAL_TARGET_PORT))   /* a peer's router told its sender these things */
 		return;
-	out = heads_take(w, CANAL_HEADROOM + ICMP_ERROR_MAX) + CANAL_HEADROOM;
 	size = icmp_error(p, kind, mtu, p->flow.family == 4 ? node->router4 : node->router6, out);
 	if (size == 0)
 		return;
-	if (icmp_allow(&w->icmp, w->now_ms))
+	if (icmp_allow(&worker_port(w, p->in)->icmp, w->now_ms))
 		originate(w, p, out, size);
 	else
 		worker_count(w, CANAL_ICMP_LIMITED, 1);

@@ -22,6 +22,8 @@
 #include "parse.h"
 #include "policy.h"
 
+enum { TCP_SYN = 2 };
+
 static bool v4_martian(const uint8_t *a, bool destination)
 {
 	if (a[0] == 0 || a[0] == 127 || a[0] >= 240)
@@ -269,7 +271,7 @@ enum canal_drop judge_packet(struct worker *w, struct packet *p)
 	enum canal_drop drop;
 
 	if (likely(!(p->flow.flags & (CANAL_FLOW_FRAG | CANAL_FLOW_ICMP_ERROR)))) {
-		if (unlikely(w->inserted))
+		if (unlikely(w->inserted || p->flow.tcp_flags & TCP_SYN))   /* a SYN may open anew what an RST closed just now */
 			ct_lookup(w->ct, (struct packet *const[]){ p }, 1);
 		return judge_flow(w, p);
 	}

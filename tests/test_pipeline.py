@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -410,6 +411,13 @@ def test_icmp_errors_are_limited() -> None:
         assert 0 < len(out) <= 1000
 
 
+def test_icmp_errors_of_one_pod_are_not_another_ones(bed: Bed) -> None:
+    """A pod that provokes errors without end takes none from its neighbour, whose path MTU depends on them."""
+    bed.push(*(from_tun(bed.a, udp(ttl=1)) for _ in range(1500)))
+    (frame,) = bed.push(from_tun(bed.b, tcp("10.1.1.3", size=1411)))
+    assert IP(frame.data[10:])[ICMP].nexthopmtu == 1450
+
+
 @pytest.mark.parametrize(
     ("outer", "inner", "result"),
     [
@@ -476,6 +484,14 @@ def test_icmp_error_of_someone_who_is_not_on_the_way(bed: Bed, into: str, src: s
     error = IP(src=src, dst=dst) / ICMP(type=3, code=4, nexthopmtu=600) / Raw(bytes(sent)[:28])
     assert bed.push(bed.from_peer(error, Y) if into == "y" else from_tun(bed.b, error)) == []
     assert bed.drops() == {reason: 1}
+
+
+def test_a_port_used_again_at_once_is_a_new_flow(bed: Bed) -> None:
+    """RST and the next SYN in one batch: the SYN was looked up when the old flow was still open."""
+    bed.now_ms = time.monotonic_ns() // 1_000_000
+    bed.push(from_tun(bed.a, tcp(flags="A")))
+    bed.push(from_tun(bed.a, tcp(flags="RA")), from_tun(bed.a, tcp(flags="S")))
+    assert [(flow.state, flow.packets[0]) for flow in bed.dp.flows()] == [("syn_sent", 1)]
 
 
 def test_a_route_that_moves_takes_the_flow_along(bed: Bed) -> None:
