@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from canal_udp.actions import Do, Goal, Undo
 
-RETRY_S = (1.0, 1.0, 2.0, 4.0, 8.0)
+RETRY_S = (0.5, 1.0)  # what someone breaks is back within 2 s of the end of the cause
 
 
 @dataclass(frozen=True, slots=True)
