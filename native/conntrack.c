@@ -11,8 +11,8 @@
  *
  * Invariants: an expired entry is never found, swept or not. No entry is removed by a lookup.
  *             A packet costs a bounded amount of work, whatever the table holds: a search of probe_max buckets, EVICT_STEPS entries.
- *             When the table is full, flows that both ends agreed to stay, and those that nobody answered make room: a flood of SYNs
- *             displaces itself. An owner (a pod's port) never has more than `share` entries.
+ *             When the table is full, or an owner (a pod's port) has its `share` of it in use, flows that both ends agreed to stay, and
+ *             those that nobody answered make room: a flood of SYNs displaces itself, and takes no pod its next connection.
  * Threads:    one at a time (the worker).
  * Limits:     clocks are compared modulo 2^32 ms: the sweep must pass every entry once in 24 days.
  */
@@ -86,6 +86,7 @@ int canal_ct_new(uint32_t max, uint32_t share, const uint64_t *seed, struct cana
 	ct->bucket_mask = n_buckets - 1;
 	ct->probe_max = n_buckets < PROBE_MAX ? n_buckets : PROBE_MAX;
 	derive_secrets(ct, seed);
+	ct->dice = (uint32_t)ct->secret[3];
 	ct->buckets = reserve(buckets_bytes(ct));
 	ct->entries = reserve(max * sizeof(*ct->entries));
 	if (!ct->buckets || !ct->entries) {
@@ -202,14 +203,27 @@ void ct_remove(struct canal_ct *ct, struct ct_entry *entry)
 	ct_table_remove(ct, entry);
 }
 
-/* Make room in a full table; false when none of the next EVICT_STEPS entries may go. */
-static bool evict(struct canal_ct *ct)
+/* Where to look for the next victim. Among all, a hand goes round; one owner's entries may lie anywhere, so they are looked for by
+ * throwing dice (a linear congruential generator), where there are too many to look at all. */
+static struct ct_entry *next_victim(struct canal_ct *ct, uint32_t owner)
+{
+	if (owner != CT_NO_OWNER && ct->high > EVICT_STEPS) {
+		ct->dice = ct->dice * 1664525u + 1013904223u;
+		return &ct->entries[(uint64_t)ct->dice * ct->high >> 32];
+	}
+	ct->evict_at = ct->evict_at + 1 < ct->high ? ct->evict_at + 1 : 0;
+	return &ct->entries[ct->evict_at];
+}
+
+/* Make room among the flows of this owner, or with CT_NO_OWNER among all; false when none of the next EVICT_STEPS entries may go. */
+static bool evict(struct canal_ct *ct, uint32_t owner)
 {
 	for (uint32_t i = 0; i < EVICT_STEPS && i < ct->high; i++) {
-		struct ct_entry *entry = &ct->entries[ct->evict_at];
+		struct ct_entry *entry = next_victim(ct, owner);
 
-		ct->evict_at = ct->evict_at + 1 < ct->high ? ct->evict_at + 1 : 0;
-		if (ct_in_use(entry) && (ct_expired(ct, entry) || !ct_state_settled(entry))) {
+		if (!ct_in_use(entry) || (owner != CT_NO_OWNER && entry->owner != owner))
+			continue;
+		if (ct_expired(ct, entry) || !ct_state_settled(entry)) {
 			ct_remove(ct, entry);
 			return true;
 		}
@@ -235,11 +249,11 @@ struct ct_entry *ct_insert(struct canal_ct *ct, const struct packet *p, uint32_t
 	}
 	if (entry)
 		ct_remove(ct, entry);
-	if (first.owner != CT_NO_OWNER && ct->owned[first.owner] >= ct->share) {
+	if (first.owner != CT_NO_OWNER && ct->owned[first.owner] >= ct->share && !evict(ct, first.owner)) {
 		*drop = CANAL_DROP_CT_SHARE;
 		return NULL;
 	}
-	if (ct->count >= ct->max && !evict(ct))
+	if (ct->count >= ct->max && !evict(ct, CT_NO_OWNER))
 		entry = NULL;
 	else
 		entry = ct_table_insert(ct, &key);

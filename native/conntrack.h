@@ -45,7 +45,8 @@ uint32_t ct_hash(const struct canal_ct *ct, const struct canal_flow *flow);
 struct ct_entry *ct_find_related(struct canal_ct *ct, const struct canal_flow *quoted, bool *quoted_is_reply);
 /* Make the entry of p's flow (p is original). NULL and *drop = CANAL_DROP_CT_FULL, _CT_SHARE or _CT_INVALID (a TCP RST or FIN that
  * opens nothing is CT_INVALID; any other mid-stream TCP packet picks its flow up, so that a restarted daemon interrupts nobody).
- * When full, an entry that never saw a reply (or is half-open, or closed) is evicted after a bounded search. A flow that is there
+ * When the table is full, or the owner's share of it, an entry that never saw a reply (or is half-open, or closed) is evicted after a
+ * bounded search. A flow that is there
  * already is returned as it is. The packet itself is not counted: call ct_update. */
 struct ct_entry *ct_insert(struct canal_ct *ct, const struct packet *p, uint32_t owner, uint64_t now_ms, enum canal_drop *drop);
 /* Count p (vnet.segments packets, total bytes) in its direction and advance state and timeout. Returns CANAL_DROP_NONE or _CT_INVALID. */

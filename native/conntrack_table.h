@@ -30,6 +30,7 @@ struct canal_ct {
 	uint32_t high;                  /* entries [high, max) were never touched */
 	uint32_t free_first;            /* last freed, first used again */
 	uint32_t sweep_at, evict_at;
+	uint32_t dice;                  /* the last throw */
 	uint32_t owned[CANAL_PORTS_MAX];
 };
 

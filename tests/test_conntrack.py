@@ -17,6 +17,7 @@ from twin_conntrack import (
     ICMP6,
     INSERTED,
     IS_REPLY,
+    NOBODY,
     PSH,
     RST,
     SCTP,
@@ -34,7 +35,6 @@ from canal_udp._abi import dtype_of, enum_names, ffi, lib
 FLOW = dtype_of("struct canal_flow")
 INFO = dtype_of("struct canal_flow_info")
 DROP = {name.upper(): value for value, name in enumerate(enum_names("enum canal_drop", "CANAL_DROP_"))}
-NOBODY = 0xFFFFFFFF
 FOREVER = 1 << 30
 
 
@@ -361,12 +361,31 @@ def test_half_open_flows_that_a_server_answers_are_no_better() -> None:
 
 def test_a_flood_from_one_pod_takes_its_share_only() -> None:
     table = Table(limit=2000, share=100)
-    results = table.track(syn_flood(5000, 9), owner=3)
-    assert results == [INSERTED] * 100 + [-DROP["CT_SHARE"]] * 4900
-    assert table.track(syn_flood(200, 10), owner=4) == [INSERTED] * 100 + [-DROP["CT_SHARE"]] * 100
+    assert table.track(syn_flood(5000, 9), owner=3) == [INSERTED] * 5000
+    assert len(table) == 100
+    assert table.track(syn_flood(200, 10), owner=4) == [INSERTED] * 200
     assert table.track(syn_flood(500, 11), owner=NOBODY) == [INSERTED] * 500
+    assert len(table) == 700
     assert table.sweep(60_000) == 700
-    assert table.track(syn_flood(100, 9), 60_000, owner=3) == [INSERTED] * 100
+
+
+def test_a_flood_at_one_pod_leaves_its_connections_alone() -> None:
+    """What strangers send to a pod counts as its own; it displaces nothing that was answered, and no new connection."""
+    table = Table(limit=2000, share=100)
+    for handshake in conversations(50):
+        table.track(handshake, owner=3)
+    table.track(syn_flood(5000, 9), owner=3)
+    assert all(table.find([handshake[2]]) == [HIT] for handshake in conversations(50))
+    assert table.track([Flow(v4(7), v4(8), 1, 1, tcp_flags=SYN)], owner=3) == [INSERTED]
+
+
+def test_a_share_of_settled_flows_is_all_that_a_pod_gets() -> None:
+    table = Table(limit=200, share=20)
+    for handshake in conversations(20):
+        table.track(handshake, owner=3)
+    late = Flow(v4(7), v4(8), 1, 1, tcp_flags=SYN)
+    assert table.track([late], owner=3) == [-DROP["CT_SHARE"]]
+    assert table.track([late], owner=4) == [INSERTED]
 
 
 def test_a_table_of_settled_flows_refuses_new_ones() -> None:
@@ -429,15 +448,14 @@ def state_of_twin(twin: Twin, now_ms: int) -> dict[object, tuple[object, ...]]:
     }
 
 
-@pytest.mark.parametrize("share", [FOREVER, 40], ids=["no share", "share"])
 @pytest.mark.parametrize(
     ("seed", "hosts", "ports"),
     [(1, 3, 3), (2, 8, 6), (3, 30, 20), (4, 2, 40), (5, 12, 2)],
 )
-def test_agrees_with_a_dict(seed: int, hosts: int, ports: int, share: int) -> None:
-    """Ten runs of 12,000 packets in batches, with time passing, across the wrap of the 32-bit clock."""
+def test_agrees_with_a_dict(seed: int, hosts: int, ports: int) -> None:
+    """Runs of 12,000 packets in batches, with time passing, across the wrap of the 32-bit clock."""
     rng = random.Random(seed)
-    table, twin = Table(limit=20_000, share=share), Twin(20_000, share, DROP)
+    table, twin = Table(limit=20_000), Twin(20_000, FOREVER, DROP)
     now_ms = 2**32 - 400_000
     for _ in range(200):
         flows = random_flows(rng, rng.randrange(1, 120), hosts, ports)
@@ -455,20 +473,23 @@ def test_agrees_with_a_dict(seed: int, hosts: int, ports: int, share: int) -> No
         assert [result > 0 for result in table.find(probes)] == hits, (seed, now_ms)
 
 
+@pytest.mark.parametrize("part", [1, 3, 8], ids=["no share", "share of a third", "share of an eighth"])
 @pytest.mark.parametrize("limit", [1, 2, 6, 12, 25, 51, 64])
-def test_a_tiny_table_agrees_on_what_may_go(limit: int) -> None:
+def test_a_tiny_table_agrees_on_what_may_go(limit: int, part: int) -> None:
     """Buckets overflow and entries are evicted: the twin says which may go, the table chooses among them."""
-    rng = random.Random(limit)
-    table, twin = Table(limit=limit), Twin(limit, FOREVER, DROP)
+    rng = random.Random(limit * part)
+    share = limit // part + 1
+    table, twin = Table(limit=limit, share=share), Twin(limit, share, DROP)
     now_ms = 0
-    for _ in range(2500):
+    for _ in range(1000):
         (flow,) = random_flows(rng, 1, 6, 5)
         assert table.sweep(now_ms) == twin.sweep(now_ms), (limit, now_ms)
-        may_go = twin.evictable(now_ms) - {flow.key}
-        expected = twin.track(flow, NOBODY, now_ms)
-        assert table.track([flow], now_ms) == [expected], (limit, now_ms)
+        owner = rng.choice((0, 4095, NOBODY))
+        may_go = twin.evictable(now_ms, owner if twin.owned(owner) >= share else NOBODY) - {flow.key}
+        expected = twin.track(flow, owner, now_ms)
+        assert table.track([flow], now_ms, owner) == [expected], (limit, now_ms)
         found = state_of(table, now_ms)
-        if len(twin.entries) > limit:
+        if len(twin.entries) > limit or twin.owned(owner) > share:
             (victim,) = set(twin.entries) - set(found)
             assert victim in may_go, (limit, now_ms)
             del twin.entries[victim]

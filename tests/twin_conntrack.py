@@ -10,6 +10,7 @@ FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
 NEW, REPLIED, SYN_SENT, SYN_RECV, ESTABLISHED, FIN_WAIT, CLOSING, TIME_WAIT, CLOSED = range(9)
 STATES = ["NEW", "REPLIED", "SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSING", "TIME_WAIT", "CLOSED"]
 HIT, INSERTED, IS_REPLY = 1, 2, 4
+NOBODY = 0xFFFFFFFF
 LIMITS_S = {SYN_SENT: 60, SYN_RECV: 60, ESTABLISHED: 86400, FIN_WAIT: 60, CLOSING: 60, TIME_WAIT: 60, CLOSED: 10}
 
 End = tuple[bytes, int]
@@ -143,14 +144,22 @@ class Twin:
         if flow.proto == TCP and segment(flow.tcp_flags) in (None, "fin", "rst"):
             return "CT_INVALID"
         self.entries.pop(flow.key, None)
-        if owner < 4096 and sum(entry.owner == owner for entry in self.entries.values()) >= self.share:
+        if self.owned(owner) >= self.share and not self.evictable(now_ms, owner):
             return "CT_SHARE"
-        if len(self.entries) >= self.limit and not self.evictable(now_ms):
+        if self.owned(owner) < self.share and len(self.entries) >= self.limit and not self.evictable(now_ms):
             return "CT_FULL"
         return None
 
-    def evictable(self, now_ms: int) -> set[object]:
-        return {key for key, entry in self.entries.items() if entry.expires_ms <= now_ms or not entry.settled}
+    def owned(self, owner: int) -> int:
+        return sum(entry.owner == owner for entry in self.entries.values()) if owner < 4096 else 0
+
+    def evictable(self, now_ms: int, owner: int = NOBODY) -> set[object]:
+        """What may go to make room: of one owner, or of all."""
+        return {
+            key
+            for key, entry in self.entries.items()
+            if owner in (NOBODY, entry.owner) and (entry.expires_ms <= now_ms or not entry.settled)
+        }
 
     def sweep(self, now_ms: int) -> int:
         over = [key for key, entry in self.entries.items() if entry.expires_ms <= now_ms]
