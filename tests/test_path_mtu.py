@@ -119,10 +119,7 @@ def test_a_late_or_foreign_answer_changes_nothing() -> None:
 
 
 def test_many_peers_are_asked_slowly() -> None:
-    paths = tuple(
-        Path(ip_address("192.0.2.0") + i, ip_address("10.1.0.0") + 256 * i, 1450)  # type: ignore[arg-type]
-        for i in range(1, 400)
-    )
+    paths = tuple(Path(ip_address("192.0.2.0") + i, ip_address("10.1.0.0") + 256 * i, 1450) for i in range(1, 400))
     world = World(up_to(9000), *paths)
     world.run(60)
     assert len({probe.target for _, probe in world.sent}) == 399

@@ -106,7 +106,7 @@ def gap_s(bed: Bed, number: int) -> float:
 
 def test_a_planned_restart_loses_less_than_a_second(bed: Bed) -> None:
     """Of a few attempts the best counts: the gap is the start of Python, and other programs may have the processors."""
-    gaps = []
+    gaps: list[float] = []
     while len(gaps) < ATTEMPTS and min(gaps, default=1.0) >= 1.0:
         gaps.append(gap_s(bed, signal.SIGTERM))
     assert min(gaps) < 1.0, gaps

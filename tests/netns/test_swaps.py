@@ -72,7 +72,7 @@ def side(number: int, underlay: str, pod: str) -> Side:
 
 
 def vtep(number: int) -> Vtep:
-    return Vtep(ip_address("127.0.0.0") + number, UDP_PORT, bytes(6), "udp", 1400, number)  # type: ignore[arg-type]
+    return Vtep(ip_address("127.0.0.0") + number, UDP_PORT, bytes(6), "udp", 1400, number)
 
 
 def tables(own: Side, generation: int, moving: int, rng: random.Random) -> Forwarding:
