@@ -123,7 +123,7 @@ static void message_failed(struct worker *w, uint32_t packets, int error)
 
 /* Send one header until the kernel takes or refuses it: 0 or an errno. The first error may be an old ICMP error of the socket, which the
  * next call no longer reports. */
-static int send_one(struct worker *w, struct port *port, struct mmsghdr *header)
+static int send_one(struct worker *w, struct port *port, struct tx_queue *q, struct mmsghdr *header)
 {
 	int rc = 0;
 
@@ -131,8 +131,10 @@ static int send_one(struct worker *w, struct port *port, struct mmsghdr *header)
 		rc = w->io->udp_send(w, port, header, 1);
 		if (rc > 0)
 			return 0;
-		if (rc == -EAGAIN && w->io->udp_wait(w, port) != 0)
+		if (rc == -EAGAIN && (q->full || w->io->udp_wait(w, port) != 0)) {
+			q->full = true;   /* all other ports wait meanwhile: not again for this flush */
 			return EAGAIN;
+		}
 		if (rc == -EMSGSIZE || rc == -EIO || rc == -EINVAL)
 			break;
 	}
@@ -163,7 +165,7 @@ static void replay(struct worker *w, struct port *port, struct tx_queue *q, uint
 		while (n < left && size < want)
 			size += (uint32_t)iov[n++].iov_len;
 		header_fill(w, q, i, iov, n, false);
-		error = send_one(w, port, &q->headers[i]);
+		error = send_one(w, port, q, &q->headers[i]);
 		if (error)
 			message_failed(w, packets, error);
 		else
@@ -176,7 +178,7 @@ static void replay(struct worker *w, struct port *port, struct tx_queue *q, uint
 static void settle(struct worker *w, struct port *port, struct tx_queue *q, uint32_t i)
 {
 	struct tx_message *m = &q->messages[i];
-	int error = send_one(w, port, &q->headers[i]);
+	int error = send_one(w, port, q, &q->headers[i]);
 
 	if (!error) {
 		message_sent(w, port, m->packets, m->inner_bytes);
@@ -214,6 +216,7 @@ static void queue_flush(struct worker *w, struct port *port)
 	}
 	q->n = 0;
 	q->n_iov = 0;
+	q->full = false;
 }
 
 void tx_flush(struct worker *w)

@@ -61,6 +61,7 @@ struct tx_message {
 
 struct tx_queue {
 	uint32_t n, n_iov;
+	bool full;                      /* the kernel's queue is, and stayed so while we waited */
 	struct tx_message messages[TX_MESSAGES_MAX];
 	struct mmsghdr headers[TX_MESSAGES_MAX];
 	struct sockaddr_storage addrs[TX_MESSAGES_MAX];
