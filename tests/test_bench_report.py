@@ -299,6 +299,16 @@ def test_compare_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["bench", "compare", files[0], str(tmp_path / "none")]) == 1
 
 
+def test_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, document in (("o", to_json(report(0.8))), ("s", stage_report(1e-6))):
+        (tmp_path / name).write_text(json.dumps(document))
+        assert main(["bench", "show", str(tmp_path / name)]) == 0
+        assert main(["bench", "show", str(tmp_path / name), "--markdown"]) == 0
+    out = capsys.readouterr().out
+    assert "| TCP 1 stream | Gbit/s | 8.80 ±9% 0.80x | 11.0 ±9% |" in out
+    assert "| parse | mixed | 10.0 | ±5% | 100 | all of it |" in out
+
+
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "overlay", "--list"]) == 0
     out = capsys.readouterr().out

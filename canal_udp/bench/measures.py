@@ -19,6 +19,7 @@ from canal_udp.lab.plan import CONGESTION_CONTROL
 IPERF_PORT = "5201"
 TRIAL_SHARE, TRIAL_MIN_S = 0.25, 0.25  # of --seconds, for one trial of a search
 LOAD_LEAD_S = 0.4
+IDLE_SETTLE_S, IDLE_MIN_S = 1.0, 2.0  # timers that were due while it rested are not its idle state
 REQUEST_SIZE = "64"
 
 Values = dict[str, float]
@@ -72,8 +73,9 @@ class Bench:
         pids = [process.pid for process in bed.processes()]
         if not pids:
             return {}, {}
+        time.sleep(IDLE_SETTLE_S)
         before, started = sum(map(machine.cpu_s, pids)), time.monotonic()
-        time.sleep(self.seconds)
+        time.sleep(max(IDLE_MIN_S, self.seconds))
         used, span = sum(map(machine.cpu_s, pids)) - before, time.monotonic() - started
         rss = sum(map(machine.rss_mib, pids)) / len(pids)
         return {"rss_mib": rss, "cpu_percent": 100 * used / span / len(pids)}, {"processes": len(pids)}

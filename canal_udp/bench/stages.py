@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from canal_udp.bench import machine
-from canal_udp.bench.table import aligned
+from canal_udp.bench.table import aligned, bar
 from canal_udp.bench.tools import SOURCES
 from canal_udp.errors import BenchError
 
@@ -61,12 +61,23 @@ def rows(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def lines(report: Mapping[str, Any]) -> list[str]:
-    """The table."""
+    """The table, and what it was measured on."""
+    about = report["about"]
+    legend = f"{about['cpu']}, {about['isa']}, Linux {about['kernel']}, canal {about['commit']}"
+    return [*aligned(_cells(report), left=2), "", legend]
+
+
+def markdown(report: Mapping[str, Any]) -> list[str]:
+    """The table for a document."""
+    header, *cells = _cells(report)
+    return [bar(header), bar(["---", "---", "--:", "--:", "--:", "---"]), *map(bar, cells)]
+
+
+def _cells(report: Mapping[str, Any]) -> list[list[str]]:
     table = [["stage", "case", "ns", "spread", "M/s", "checked"]]
     for row in report["stages"]:
         rate = f"{row['items_per_s'] / 1e6:.3g}"
         table.append(
             [row["group"], row["name"], f"{row['ns_per_item']:.1f}", f"±{row['spread']:.0%}", rate, row["checked"]]
         )
-    about = report["about"]
-    return [*aligned(table, left=2), "", f"{about['cpu']}, {about['isa']}, Linux {about['kernel']}, canal {about['commit']}"]
+    return table

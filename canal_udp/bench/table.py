@@ -15,8 +15,7 @@ def lines(report: Report) -> list[str]:
     """The table, its legend and its warnings."""
     results, out = report.results(), []
     for profile in dict.fromkeys(result.profile for result in results):
-        out += _profile(profile, [result for result in results if result.profile == profile])
-        out.append("")
+        out += [*aligned(_rows(profile, [result for result in results if result.profile == profile])), ""]
     about, plan = report.about, report.plan
     baselines = ", ".join(dict.fromkeys(report.baselines[name] for name in systems_of(results)))
     out.append(
@@ -30,14 +29,27 @@ def lines(report: Report) -> list[str]:
     return out
 
 
-def _profile(profile: str, results: Sequence[Result]) -> list[str]:
+def markdown(report: Report) -> list[str]:
+    """The same tables for a document."""
+    results, out = report.results(), []
+    for profile in dict.fromkeys(result.profile for result in results):
+        header, *rows = _rows(profile, [result for result in results if result.profile == profile])
+        out += [bar(header), bar(["---", "---", *("--:" for _ in header[2:])]), *map(bar, rows), ""]
+    return out
+
+
+def bar(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _rows(profile: str, results: Sequence[Result]) -> list[list[str]]:
     names = systems_of(results)
     by_key = {(result.measure, result.metric, result.system): result for result in results}
     rows = [[profile, "", *names]]
     for measure, metric in dict.fromkeys((result.measure, result.metric) for result in results):
         cells = [by_key.get((measure, metric, name)) for name in names]
         rows.append([title(measure, metric), unit(metric), *(cell(metric, found) for found in cells)])
-    return aligned(rows)
+    return rows
 
 
 def title(measure: str, metric: str) -> str:

@@ -29,10 +29,19 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     stages.add_argument("-v", "--verbose", action="store_true", help="show what pytest says")
     _add_report(stages)
     stages.set_defaults(handler=_stages)
+    _register_show(commands)
     compare = commands.add_parser("compare", help="two reports", description="What changed between two reports.")
     compare.add_argument("old", type=Path, metavar="OLD")
     compare.add_argument("new", type=Path, metavar="NEW")
     compare.set_defaults(handler=_compare)
+
+
+def _register_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    show = commands.add_parser("show", help="a saved report", description="Print the table of a report again.")
+    show.add_argument("file", type=Path, metavar="FILE")
+    show.add_argument("--markdown", action="store_true", help="for a document")
+    show.add_argument("--picture", type=Path, metavar="FILE", help="draw it: .svg, .png or .pdf")
+    show.set_defaults(handler=_show)
 
 
 def _register_overlay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -131,6 +140,22 @@ def _stages(arguments: argparse.Namespace) -> int:
     for line in stages.lines(found):
         print(line, file=stream)
     _save(found, arguments.json)
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from canal_udp.bench import picture, report, stages, table
+
+    document = report.load(arguments.file)
+    if document.get("kind") == "stages":
+        lines = stages.markdown(document) if arguments.markdown else stages.lines(document)
+    else:
+        found = report.from_json(document, str(arguments.file))
+        lines = table.markdown(found) if arguments.markdown else table.lines(found)
+        if arguments.picture:
+            picture.draw(found, arguments.picture)
+    for line in lines:
+        print(line)
     return 0
 
 
