@@ -7,6 +7,7 @@ Invariant  Don't Fragment is set on every outer packet: of a path too narrow we 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import socket
 import struct
@@ -20,7 +21,8 @@ TX_SOCKETS = 8
 _BUFFER_BYTES = 8 << 20
 _TX_ONLY_RCVBUF_BYTES = 64 << 10  # nothing but ICMP errors is queued there
 
-_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_ATTACH_FILTER = 32, 33, 26
+_BPF_RET = 0x06
 _UDP_GRO = 104
 _IP_MTU_DISCOVER, _IP_RECVERR, _IP_RECVTOS, _IP_PMTUDISC_DO = 10, 11, 13, 2
 _IPV6_MTU_DISCOVER, _IPV6_RECVERR, _IPV6_PMTUDISC_DO = 23, 25, 2
@@ -96,8 +98,15 @@ def _set_options(sock: socket.socket, version: int, tx_only: bool) -> None:
     _set_buffer(sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF, _BUFFER_BYTES)
     if tx_only:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _TX_ONLY_RCVBUF_BYTES)
+        _refuse_datagrams(sock)
     else:
         _set_buffer(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF, _BUFFER_BYTES)
+
+
+def _refuse_datagrams(sock: socket.socket) -> None:
+    """Drop what strangers send to this port: nobody reads it, and it would take the room of the ICMP errors."""
+    program = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RET, 0, 0, 0))  # keep 0 bytes of every datagram
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
 
 
 def _set_buffer(sock: socket.socket, force: int, polite: int, size: int) -> None:
