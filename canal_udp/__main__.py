@@ -32,10 +32,12 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 failed, 2 wrong usage."""
     words = list(sys.argv[1:] if argv is None else argv)
-    arguments = _parser(words).parse_args(words)
     try:
-        status = arguments.handler(arguments)
-        sys.stdout.flush()
+        try:
+            arguments = _parser(words).parse_args(words)
+            status = arguments.handler(arguments)
+        finally:
+            sys.stdout.flush()  # here, where a reader that has gone is no error; --help leaves by SystemExit
     except CanalError as error:
         print(f"canal: {error}", file=sys.stderr)
         return error.exit_status
