@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from canal_udp.bench.plan import BY_NAME, METRICS
-from canal_udp.bench.report import Report, Result, systems_of
-from canal_udp.bench.table import times
+from canal_udp.bench.report import Report, Result, shown, systems_of
+from canal_udp.bench.table import times, title
 from canal_udp.errors import BenchError
 
 COLUMNS = 3
@@ -31,10 +31,10 @@ def draw(report: Report, path: Path) -> None:
     with matplotlib.rc_context({"svg.hashsalt": "canal", "font.size": 8, "svg.fonttype": "none"}):
         figure = Figure(figsize=(11, 0.9 + 2.1 * rows), layout="constrained")
         figure.suptitle(_heading(report))
-        axes = figure.subplots(rows, COLUMNS, squeeze=False).flat
-        for ax, (profile, measure) in zip(axes, panels, strict=False):
+        axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
+        for ax, (profile, measure) in zip(axes, panels, strict=False):  # the last row may have room left
             _panel(ax, profile, [r for r in results if (r.profile, r.measure) == (profile, measure)], colours)
-        for ax in list(axes):
+        for ax in axes[len(panels) :]:
             ax.set_axis_off()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,14 +61,13 @@ def _panel(ax: Any, profile: str, results: Sequence[Result], colours: dict[str, 
     ]
     names = [result.system for result in results]
     bars = ax.barh(names, middles, xerr=errors, color=[colours[name] for name in names], error_kw={"linewidth": 0.8})
-    labels = [
-        f" {middle:.3g}" + (f"  {times(r.ratio)}" if r.ratio else "")
-        for middle, r in zip(middles, results, strict=True)
-    ]
+    labels = [f" {shown(r.metric, r.value.median)}" + (f"  {times(r.ratio)}" if r.ratio else "") for r in results]
     ax.bar_label(bars, labels, padding=6)
     ax.invert_yaxis()
     ax.margins(x=0.35)
     ax.set_xlim(left=0)
-    better = "more" if metric.better > 0 else "less"
-    ax.set_title(f"{profile}: {BY_NAME[results[0].measure].title}, {metric.unit} ({better} is better)", loc="left")
+    note = "" if metric.better > 0 else " (less is better)"
+    ax.set_title(
+        f"{profile}: {title(results[0].measure, results[0].metric)}, {metric.unit}{note}", loc="left", fontsize=8
+    )
     ax.spines[["top", "right"]].set_visible(False)
