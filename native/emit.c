@@ -314,10 +314,18 @@ static void originate(struct worker *w, const struct packet *p, uint8_t *data, u
 	emit_tun(w, &reply);
 }
 
+/* In whose name p's sender is told. The host believes nothing that comes from its own address, which is the router's: it hears it from
+ * the other end, as kernel tunnels do it. */
+static const uint8_t *refuser(struct worker *w, const struct packet *p)
+{
+	if (worker_port(w, p->in)->kind == CANAL_PORT_HOST)
+		return p->flow.dst;
+	return p->flow.family == 4 ? w->tables->node.router4 : w->tables->node.router6;
+}
+
 void emit_refusal(struct worker *w, struct packet *p, enum canal_drop reason)
 {
 	uint32_t mtu = target_is(p->out, CANAL_TARGET_VTEP) ? w->tables->vteps[p->out & CANAL_TARGET_INDEX].mtu_bytes : 0;
-	const struct canal_node *node = &w->tables->node;
 	uint8_t out[ICMP_ERROR_MAX];
 	enum icmp_kind kind;
 	uint32_t size;
@@ -325,7 +333,7 @@ void emit_refusal(struct worker *w, struct packet *p, enum canal_drop reason)
 	worker_drop(w, p, reason);
 	if (!refusal_of(reason, &kind) || !target_is(p->in, CANAL_TARGET_PORT))   /* a peer's router told its sender these things */
 		return;
-	size = icmp_error(p, kind, mtu, p->flow.family == 4 ? node->router4 : node->router6, out);
+	size = icmp_error(p, kind, mtu, refuser(w, p), out);
 	if (size == 0)
 		return;
 	if (icmp_allow(&worker_port(w, p->in)->icmp, w->now_ms))

@@ -289,6 +289,21 @@ def test_too_big_is_told_to_the_sender(bed: Bed) -> None:
     assert bed.drops() == {"too_big": 1}
 
 
+@pytest.mark.parametrize(
+    ("packet", "kind"),
+    [
+        pytest.param(tcp("192.0.2.1", size=1411), (3, 4), id="too big"),
+        pytest.param(tcp("192.0.2.1", "10.1.99.1"), (3, 0), id="no route"),
+    ],
+)
+def test_the_host_is_told_by_the_other_end(bed: Bed, packet: Packet, kind: tuple[int, int]) -> None:
+    """The router's address is one of its own: it would take the answer for a lie."""
+    (frame,) = bed.push(from_tun(bed.host, packet))
+    answer = IP(frame.data[10:])
+    assert (frame.port, answer.src, answer.dst) == (bed.host, packet.dst, "192.0.2.1")
+    assert (answer[ICMP].type, answer[ICMP].code) == kind
+
+
 def test_too_big_superpacket(bed: Bed) -> None:
     """Its segments are what counts, and all of them are dropped for one answer."""
     packet = tcp(size=1411 * 3)

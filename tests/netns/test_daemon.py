@@ -67,6 +67,8 @@ def test_an_address_that_nobody_leases_is_unreachable(nodes: Nodes, node: Daemon
     node.attach(pod)
     done = inside(pod, "ping", "-n", "-c", "1", "-W", "2", "10.244.254.254")
     assert "Unreachable" in done.stdout
+    done = inside(node.netns, "ping", "-n", "-c", "1", "-W", "2", "10.244.254.254")
+    assert "Unreachable" in done.stdout, "the host itself"
 
 
 def test_a_peer_that_leaves_is_forgotten(nodes: Nodes, pair: tuple[Daemon, Daemon]) -> None:
