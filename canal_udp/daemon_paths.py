@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from canal_udp.actions import Event, IPAddress, MtuLearned
-from canal_udp.control.path_mtu import Knowledge, PathMtus
+from canal_udp.control.path_mtu import Knowledge, Path, PathMtus
 from canal_udp.errors import DeviceError
 from canal_udp.logs import event
 from canal_udp.node import Node
@@ -35,6 +35,7 @@ class PathProber:
     ) -> None:
         self._host, self._node, self._apply, self._clock = host, node, apply, clock
         self._mtus = PathMtus(interval_s)
+        self._known: tuple[Path, ...] = ()
         self._sockets: dict[int, AnyEcho] = {}
         self._wake = asyncio.Event()
 
@@ -68,7 +69,9 @@ class PathProber:
 
     async def _turn(self) -> None:
         now = self._clock()
-        self._mtus.know((path for path in self._node.paths if path.target.version in self._sockets), now)
+        if self._known is not self._node.paths:
+            self._known = self._node.paths
+            self._mtus.know((path for path in self._known if path.target.version in self._sockets), now)
         probes, found = self._mtus.step(now)
         for probe in probes:
             self._sockets[probe.target.version].send(probe.target, probe.size_bytes, probe.number)

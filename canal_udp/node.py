@@ -52,7 +52,7 @@ from canal_udp.control.peers import LearnedMtus, PeerTable, peer_table, table_ro
 from canal_udp.control.store import LeaseSnapshot
 from canal_udp.control.subnet_env import SubnetEnv
 from canal_udp.encap.forwarding import Encap, Forwarding, Route, Vtep, vtep_key
-from canal_udp.encap.mtu import inner_mtu, overhead
+from canal_udp.encap.mtu import MTU_MAX, inner_mtu, overhead
 from canal_udp.endpoints import FILE_NAME, Endpoint, dump
 from canal_udp.errors import ConfigError
 from canal_udp.net import contains
@@ -86,6 +86,7 @@ class Node:
         self.peers = PeerTable((), ())  # the other nodes, and the leases that are not used with the reason
         self.recursive: frozenset[IPAddress] = frozenset()
         self.published = False  # ever
+        self.paths: tuple[Path, ...] = ()  # of the tables in use; another object when they change
         # what is being worked on
         self._agenda = Agenda()
         self._learned = LearnedMtus()
@@ -145,6 +146,7 @@ class Node:
             self._agenda.lost("forwarding")  # the port may have another index now
         elif isinstance(goal, Published):
             self.published = True
+            self.paths = self._paths(goal.forwarding)
 
     def _take_underlay(self, underlay: Underlay | None, problem: str) -> Iterator[Action]:
         yield from self._note("underlay", problem)
@@ -284,18 +286,12 @@ class Node:
         """The VTEPs of all peers, with what each path carries."""
         return self._layout()[0]
 
-    @property
-    def paths(self) -> tuple[Path, ...]:
+    def _paths(self, forwarding: Forwarding) -> tuple[Path, ...]:
         """How each VTEP is asked what its path carries: the first address of its subnet is the peer's own."""
-        if not self.published:
-            return ()
-        vteps, routes = self._layout()
-        targets = {route.key: route.prefix.network_address for route in reversed(routes)}
-        return tuple(
-            Path(vtep.addr, targets[vtep_key(vtep)], min(vtep.mtu_bytes, self.mtu_bytes))
-            for vtep in vteps
-            if vtep.addr not in self.recursive
-        )
+        device = self._agenda.get(f"device {HOST}")  # nothing larger than its MTU is ever sent
+        limit = device.mtu_bytes if isinstance(device, Device) else MTU_MAX
+        targets = {route.key: route.prefix.network_address for route in reversed(forwarding.routes)}
+        return tuple(Path(vtep.addr, targets[vtep_key(vtep)], min(vtep.mtu_bytes, limit)) for vtep in forwarding.vteps)
 
     def overhead_to(self, address: IPAddress) -> int:
         """Bytes between the inner and the outer packet on the way to a VTEP."""

@@ -51,11 +51,11 @@ def test_two_nodes_that_point_at_each_other() -> None:
 
 
 def test_fragments_that_never_end(bed: Bed) -> None:
-    """Tens of thousands of datagrams begin and none ends: the table stays small, others' fragments pass again after."""
+    """Thousands of datagrams begin and none ends: the table stays small, others' fragments pass again after."""
     first = bytearray(
         bytes(IP(src="10.1.2.2", dst="10.1.1.2", flags="MF", id=0, proto=17) / UDP(dport=9) / Raw(bytes(64)))
     )
-    for start in range(0, 20_000, 50):
+    for start in range(0, 4000, 50):
         frames = []
         for identity in range(start, start + 50):
             packet = IP(bytes(first))

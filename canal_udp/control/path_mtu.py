@@ -5,9 +5,9 @@ Structure   A round is a set of echoes sent together: always a small one and one
 
             check ──full size answered──────────► verified ─┐
               │ ──small not answered either─────► assumed ──┴─► after the interval: check
-              └ ──only small answered, twice─► search ─► narrower from round to round ─► Found
+              └ ──only small answered─────────► search ─► narrower from round to round ─► Found
 
-Invariants  A lost packet decides nothing: the full size is asked for again in every round, twice in those of a search.
+Invariants  A few lost packets decide nothing: the full size is asked for again in every round, twice in a search.
             A peer that answers nothing says nothing about the path.
 Source      RFC 8899: a path that drops without a word what is too big for it can only be found by trying.
 """
@@ -23,7 +23,6 @@ IPAddress = IPv4Address | IPv6Address
 Knowledge = Literal["assumed", "verified"]
 
 SMALL_BYTES = 128  # every path carries it
-DOUBTS = 2  # checks that lost only the full size, before a search
 RUNGS = 12  # sizes that a search asks for together
 CLOSE_ENOUGH = 8  # bytes between the largest that passed and the smallest that did not
 RATE = 20.0  # checks a second, however many peers there are
@@ -63,7 +62,6 @@ class _State:
     path: Path
     next_at: float  # the round's end, or the next one's begin
     knowledge: Knowledge = "assumed"
-    doubts: int = 0
     search: tuple[int, int] | None = None  # the largest that passed, the smallest that did not
     asked: dict[int, int] = field(default_factory=dict)  # of this round: size by number
     answered: set[int] = field(default_factory=set)  # sizes
@@ -145,9 +143,7 @@ class PathMtus:
             state.knowledge = "verified" if state.path.mtu_bytes in answered else "assumed"
             return self._rest(state, now)
         if state.search is None:
-            state.doubts += 1
-            if state.doubts == DOUBTS:
-                state.search = (SMALL_BYTES, state.path.mtu_bytes)
+            state.search = (SMALL_BYTES, state.path.mtu_bytes)
             return []
         passed, lost = state.search
         rungs = _rungs(passed, lost)
@@ -160,7 +156,7 @@ class PathMtus:
         return [Found(state.path.address, passed), *self._rest(state, now)]
 
     def _rest(self, state: _State, now: float) -> list[Found]:
-        state.doubts, state.search = 0, None
+        state.search = None
         state.next_at = now + max(self._interval_s, len(self._states) / RATE)
         return []
 
