@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from canal_udp.net import Address, Network
-from canal_udp.policy.flow import Decision, Flow, Judge, Places, Verdict, judge_flow
+from canal_udp.policy.flow import OUTSIDE, Decision, Flow, Judge, Places, Verdict, judge_flow
 from canal_udp.policy.index import LabelIndex
 from canal_udp.policy.lower import lower_state
 from canal_udp.policy.model import DIRECTIONS, ICMP, ICMP6, INGRESS, Direction, IcmpMatch, PortRange, State
@@ -169,10 +169,19 @@ class Evaluator(Judge):
         self._chosen: dict[object, _Program] = {}
         self._classes = _Classes(self.world, self._index)
         self._decisions: dict[object, Decision | None] = {}
-        self._verdicts: dict[object, Verdict] = {}
 
     def verdict(self, flow: Flow) -> Verdict:
         return judge_flow(self, self.places, flow)
+
+    def kind(self, address: Address) -> object:
+        """Equal for addresses that no verdict can tell apart."""
+        if self.places.party(address) != OUTSIDE:
+            return address
+        return address.version, id(self._classes.address(address))
+
+    def port_class(self, port: int) -> int:
+        """Equal for ports that no verdict can tell apart."""
+        return self._classes.port(port)
 
     # ---- one endpoint ------------------------------------------------------------------------------------------------
 
@@ -282,11 +291,11 @@ def label_index(world: World) -> LabelIndex[str]:
     for profile in world.profiles.values():
         index.set_parent(profile.name, profile.labels)
     for key, endpoint in world.endpoints.items():
-        index.set_item(key, endpoint.labels, endpoint.profiles)
+        index.set_item(key, endpoint.labels, endpoint.parents)
     for key, endpoint in world.hosts.items():
-        index.set_item(_HOST + key, endpoint.labels, endpoint.profiles)
+        index.set_item(_HOST + key, endpoint.labels, endpoint.parents)
     for key, one in world.prefix_sets.items():
-        index.set_item(_SET + key, one.labels, one.profiles)
+        index.set_item(_SET + key, one.labels, one.parents)
     for policies in world.policies.values():
         for policy in policies:
             index.add_selector(policy.selector)
@@ -329,10 +338,12 @@ class _Classes:
         self._special = {*self._at, *(a for one in world.nodes.values() for a in one.addresses)}
         self._special |= {address for one in world.slices for address in one.addresses}
         self._prefix_sets = tuple(world.prefix_sets.values())
+        safe = (*world.settings.failsafe_inbound, *world.settings.failsafe_outbound)
         nets = {net for side in sides for net in (*side.nets, *side.not_nets)}
+        nets |= {one.net for one in safe if one.net is not None}
         self._nets = tuple(nets)
         self._borders = {4: _borders(nets, self._prefix_sets, 4), 6: _borders(nets, self._prefix_sets, 6)}
-        self._ports = _port_borders(sides, world)
+        self._ports = _port_borders(sides, world, (one.port for one in safe))
         self._by_address: dict[Address, AddressClass] = {}
         self._by_interval: dict[tuple[int, int], AddressClass] = {}
         self._same: dict[AddressClass, AddressClass] = {}
@@ -407,8 +418,8 @@ def _borders(nets: Iterable[Network], sets: Iterable[PrefixSet], version: int) -
     return sorted(found)
 
 
-def _port_borders(sides: Iterable[Side], world: World) -> list[int]:
-    found: set[int] = set()
+def _port_borders(sides: Iterable[Side], world: World, single: Iterable[int]) -> list[int]:
+    found = {edge for port in single for edge in (port, port + 1)}
     used: set[PortedSet] = set()
     for side in sides:
         for one in (*side.ports, *side.not_ports):

@@ -1,6 +1,7 @@
 """Pods, workload and host endpoints, network sets and profiles to the normal form.
 
 Profiles     `kns.<namespace>` allows everything and gives pcns.*, `ksa.<namespace>.<account>` gives pcsa.*.
+             A workload endpoint inherits its namespace's labels whatever its profiles are.
              A label that begins like an inherited one is taken off an endpoint: it would forge its namespace's.
 """
 
@@ -47,11 +48,13 @@ def lower_pod(pod: Pod) -> Endpoint:
         ORCHESTRATOR_LABEL: "k8s",
         SERVICE_ACCOUNT_LABEL: pod.service_account,
     }
+    profiles = (f"kns.{pod.namespace}", f"ksa.{pod.namespace}.{pod.service_account}")
     return Endpoint(
         f"{pod.namespace}/{pod.name}",
         False,
         own_labels(pod.labels, derived),
-        (f"kns.{pod.namespace}", f"ksa.{pod.namespace}.{pod.service_account}"),
+        profiles,
+        profiles,
         pod.addresses,
         pod.ports,
         pod.node,
@@ -71,6 +74,7 @@ def lower_workload(workload: WorkloadEndpoint) -> Endpoint:
         False,
         own_labels(workload.labels, derived),
         workload.profiles,
+        tuple(dict.fromkeys((*workload.profiles, f"kns.{workload.namespace}"))),
         workload.addresses,
         workload.ports,
         workload.node,
@@ -84,6 +88,7 @@ def lower_host(host: HostEndpoint) -> Endpoint:
         host.name,
         True,
         host.labels,
+        host.profiles,
         host.profiles,
         host.addresses,
         host.ports,

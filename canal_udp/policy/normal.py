@@ -170,12 +170,13 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A pod's interface, or a host's. Its profiles are the parents from which it inherits labels, first one first."""
+    """A pod's interface, or a host's. `parents` are the profiles from which it inherits labels, first one first."""
 
     key: str  # "namespace/pod", or the name of the host endpoint
     host: bool
     labels: Mapping[str, str]
-    profiles: tuple[str, ...]
+    profiles: tuple[str, ...]  # in the order in which they are asked
+    parents: tuple[str, ...]
     addresses: tuple[Address, ...]
     ports: tuple[EndpointPort, ...] = ()
     node: str = ""
@@ -189,7 +190,7 @@ class PrefixSet:
 
     key: str
     labels: Mapping[str, str]
-    profiles: tuple[str, ...]
+    parents: tuple[str, ...]
     nets: tuple[Network, ...]
 
 

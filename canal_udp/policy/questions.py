@@ -24,18 +24,8 @@ _NUMBERS = {name.lower(): number for name, number in PROTOCOLS.items()}
 _NAMES = {number: name for name, number in PROTOCOLS.items()}
 _ECHO = {ICMP: 8, ICMP6: 128}
 _SYNTHETIC = IPv4Address("240.0.0.1")  # reserved: no pod and no policy has such an address
-_KEYS = (
-    "src",
-    "dst",
-    "protocol",
-    "sport",
-    "dport",
-    "icmp_type",
-    "icmp_code",
-    "original_dst",
-    "original_dport",
-    "hairpin",
-)
+_KEYS = ("protocol", "icmp_type", "icmp_code", "original_dst", "original_dport", "hairpin")
+PORT_MAX = 65535
 
 
 def with_addresses(state: State) -> State:
@@ -51,13 +41,14 @@ def with_addresses(state: State) -> State:
 
 
 class Questions:
-    """Answers lines; the same question twice is looked up."""
+    """Answers lines. Questions whose ends and ports no policy can tell apart share one answer."""
 
     def __init__(self, evaluator: Evaluator) -> None:
         self._evaluator = evaluator
         self._names = evaluator.places.names
         self._decode, self._encode = msgspec.json.Decoder().decode, msgspec.json.Encoder().encode
-        self._known: dict[object, bytes] = {}
+        self._answers: dict[object, bytes] = {}
+        self._kinds: dict[object, object] = {name: name for name in self._names}
 
     def answer(self, line: bytes) -> bytes:
         """One line of JSON for another; RequestError says what is wrong with it."""
@@ -68,14 +59,38 @@ class Questions:
         if not isinstance(question, dict):
             raise RequestError("a flow is an object")
         try:
-            key = tuple(map(question.get, _KEYS))
-            tail = self._known.get(key)
-            if tail is None:
-                tail = self._known[key] = self._tail(self._evaluator.verdict(self.flow(question)))
+            key = self._key(question)
+            tail = self._answers.get(key)
         except TypeError:
             raise RequestError("a flow holds words and numbers only") from None
+        if tail is None:
+            tail = self._answers[key] = self._tail(self._evaluator.verdict(self.flow(question)))
         head = self._encode(question)[:-1]
         return head + (b"," if len(head) > 1 else b"") + tail
+
+    def _key(self, question: Mapping[str, Any]) -> tuple[object, ...]:
+        get = question.get
+        source, destination, sport, dport = get("src"), get("dst"), get("sport"), get("dport")
+        return (
+            self._kinds.get(source) or self._kind(source),
+            self._kinds.get(destination) or self._kind(destination),
+            self._port(sport),
+            self._port(dport),
+            *map(get, _KEYS),
+        )
+
+    def _kind(self, end: object) -> object:
+        """What an address is for the policies; anything else stands for itself and is refused later."""
+        try:
+            address = parse_address(end) if isinstance(end, str) else None
+        except ValueError:
+            address = None
+        return ("as it is", end) if address is None else self._evaluator.kind(address)
+
+    def _port(self, port: object) -> object:
+        if type(port) is int and 0 <= port <= PORT_MAX:
+            return self._evaluator.port_class(port)
+        return "as it is", port
 
     def _tail(self, verdict: Verdict) -> bytes:
         shown = {
@@ -91,13 +106,13 @@ class Questions:
         protocol = _protocol(question.get("protocol"), source.version)
         original = None
         if question.get("original_dst") is not None:
-            original = (_address(question["original_dst"]), _number(question, "original_dport", 0, 65535))
+            original = (_address(question["original_dst"]), _number(question, "original_dport", 0, PORT_MAX))
         return Flow(
             source,
             destination,
             protocol,
-            _number(question, "sport", SPORT_DEFAULT if protocol in WITH_PORTS else 0, 65535),
-            _number(question, "dport", 0, 65535),
+            _number(question, "sport", SPORT_DEFAULT if protocol in WITH_PORTS else 0, PORT_MAX),
+            _number(question, "dport", 0, PORT_MAX),
             _number(question, "icmp_type", _ECHO.get(protocol, 0), 255),
             _number(question, "icmp_code", 0, 255),
             original,

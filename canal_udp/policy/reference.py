@@ -538,7 +538,7 @@ def _things(state: State) -> Iterator[Thing]:
         own = _own(one.labels) | {NAMESPACE_LABEL: one.namespace}
         own |= {ORCHESTRATOR_LABEL: one.orchestrator} if one.orchestrator else {}
         own |= {SERVICE_ACCOUNT_LABEL: one.service_account} if one.service_account else {}
-        labels = _inherited(state, one.profiles) | own
+        labels = _inherited(state, (*one.profiles, f"kns.{one.namespace}")) | own
         key = f"{one.namespace}/{one.pod or one.name}"
         yield Thing("workload", key, one.namespace, labels, (), one.addresses, one.ports, one.profiles, one.broken)
     for host in state.hosts.values():
