@@ -240,7 +240,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("strict_checksums", "verify the inner checksums of what peers send", "switch"),
     Option("no_udp_gso", "never send UDP superpackets", "switch"),
     Option("no_coalesce", "never join packets", "switch"),
-    Option("ct_max", "conntrack entries", "number", "N", low=16, high=2**26),
+    Option("ct_max", "conntrack entries", "number", "N", low=16, high=2**24),
     Option("lease_ttl_s", "a lease lives this long without renewal", "number", "S", low=2, high=10 * 365 * 86400),
     Option("lease_renew_margin_s", "renew this long before the end", "number", "S", low=1, high=10 * 365 * 86400),
     Option("clean", "at exit leave the machine as it was found", "switch"),

@@ -16,6 +16,7 @@ import pytest
 from scapy.layers.inet import IP, UDP
 
 from canal_udp._abi import dtype_of, ffi, lib
+from canal_udp.config import OPTIONS
 from canal_udp.dataplane import COUNTERS, DROPS, ERRORS, EVENT_KINDS, TABLES, Dataplane, DataplaneConfig, raise_for
 from canal_udp.encap.codecs import vxlan_pack, vxlan_unpack
 from canal_udp.encap.forwarding import Forwarding, Route, Vtep
@@ -365,6 +366,11 @@ def test_snapshots_and_ports_change_under_a_running_worker(world: World) -> None
     world.a.send(VNET + udp("10.1.0.2", "10.1.2.9"))
     assert world.peer.recv(2048)
     wait_until(lambda: world.dp.reclaim() == 0)
+
+
+def test_the_largest_flow_table_that_a_user_may_ask_for_is_made() -> None:
+    (most,) = (option.high for option in OPTIONS if option.name == "ct_max")
+    Dataplane(DataplaneConfig(ct_max=most, ct_share=most // 4)).close()
 
 
 def test_a_dead_port_is_an_event(world: World) -> None:
