@@ -92,6 +92,7 @@ class Daemon:
         self.node = Node(config, _own_mac(config.state_dir), _saved_endpoints(config.state_dir))
         self.hands = Hands(host, dataplane, gro=offloads.udp_gro, wake=self._wake)
         self.ipam: Ipam | None = None
+        self._pool_problem = ""
         self._lock = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._look = asyncio.Event()
@@ -190,9 +191,7 @@ class Daemon:
             case Undo(goal):
                 await self.hands.undo(goal)
             case Release(name):
-                if self.ipam is not None:
-                    ipam = self.ipam
-                    await self.hands.blocking(lambda: ipam.release(name))
+                await self._release(name)
             case Log(level, name, fields):
                 event(LOG, level, name, **dict(fields))
         return []
@@ -200,8 +199,27 @@ class Daemon:
     async def _have_pool(self) -> None:
         """Have the pool of the lease's subnets, before anyone can see that there is a lease."""
         lease = self.node.lease
-        if lease is not None and (self.ipam is None or self.ipam.pool.subnets != lease.prefixes):
+        if lease is None or (self.ipam is not None and self.ipam.pool.subnets == lease.prefixes):
+            return
+        self.ipam, problem = None, ""
+        try:
             self.ipam = await self.hands.blocking(lambda: self._open_ipam(lease.subnet, lease.subnet6))
+        except (CanalError, OSError) as error:  # the rest does not wait for it; tried again with every event
+            problem = f"addresses of pods: {error}"
+        if problem and problem != self._pool_problem:
+            event(LOG, "error", "pool.failed", reason=problem)
+        self._pool_problem = problem
+
+    async def _release(self, name: str) -> None:
+        """Give an address back, or have the pool read anew, which gives back what no endpoint bears."""
+        ipam = self.ipam
+        if ipam is None:
+            return
+        try:
+            await self.hands.blocking(lambda: ipam.release(name))
+        except CanalError as error:
+            event(LOG, "warning", "address.not_released", name=name, reason=error)
+            self.ipam = None
 
     def _tell_supervisor(self) -> None:
         if self.node.published and not self._ready:
@@ -288,6 +306,8 @@ class Daemon:
     def reasons(self) -> tuple[str, ...]:
         """Everything that is not as it should be."""
         found = list(self.node.reasons)
+        if self._pool_problem:
+            found.append(self._pool_problem)
         if not self.dataplane.running:
             found.append(f"the worker does not run: {self.dataplane.worker_error or 'stopped'}")
         return tuple(found)
@@ -337,7 +357,7 @@ def dataplane_config(config: DaemonConfig, offloads: Offloads) -> DataplaneConfi
 def _sole_daemon(run_dir: Path) -> Any:
     """Hold the run directory: two daemons in one would take each other's devices."""
     run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with (run_dir / LOCK_NAME).open("w") as lock:
+    with (run_dir / LOCK_NAME).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -347,6 +367,7 @@ def _sole_daemon(run_dir: Path) -> Any:
 
 
 def _write_pid(lock: IO[str]) -> None:
+    lock.truncate(0)
     lock.write(f"{os.getpid()}\n")
     lock.flush()
 

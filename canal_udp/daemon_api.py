@@ -28,7 +28,7 @@ from canal_udp.errors import CanalError, RequestError
 from canal_udp.logs import event
 from canal_udp.net import format_mac, parse_address
 from canal_udp.tunnel.device import check_ifname
-from canal_udp.tunnel.netns import resolve
+from canal_udp.tunnel.netns import OWN, resolve
 
 if TYPE_CHECKING:
     from canal_udp.daemon import Daemon
@@ -142,7 +142,7 @@ class Service:
             "encap": node.config.encap,
             "vni": node.config.vni,
             "vtep_mac": format_mac(node.mac),
-            "mtu": node.mtu_bytes if underlay else None,
+            "mtu": node.mtu,
             "host_ifname": node.config.host_ifname,
             "offload": self._offload(plane.gso_off),
             "counters": counters,
@@ -241,6 +241,8 @@ class Service:
     async def _wanted(self, request: Request) -> Endpoint:
         netns = resolve(_string(request, "netns"))
         identity = await self._daemon.hands.blocking(lambda: self._daemon.host.identity(netns))
+        if identity == await self._daemon.hands.blocking(lambda: self._daemon.host.identity(OWN)):
+            raise RequestError(f"{netns} is the daemon's own namespace, and no pod: its default route would be lost")
         try:
             ips = tuple(parse_address(ip) for ip in _strings(request, "ips"))
         except ValueError as error:
@@ -261,7 +263,8 @@ class Service:
             raise RequestError("say which: NETNS or --name")
         async with self._one_at_a_time:
             endpoints = self._daemon.node.endpoints.values()
-            found = next((one for one in endpoints if name == one.name or netns == one.netns), None)
+            asked_for = (one for one in endpoints if name in {"", one.name} and netns in {"", one.netns})
+            found = next(asked_for, None)
             if found is None:
                 return {"name": name or netns, "detached": False}
             await self._daemon.apply(Detach(found.name))
@@ -274,7 +277,7 @@ class Service:
             "netns": one.netns,
             "ifname": one.ifname,
             "ips": [f"{ip}/{ip.max_prefixlen}" for ip in one.ips],
-            "mtu": node.mtu_bytes if node.underlay else None,
+            "mtu": node.mtu,
             "labels": dict(one.labels),
             "state": node.problem_of(one.name) or "ok",
         }

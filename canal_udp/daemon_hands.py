@@ -277,7 +277,11 @@ class Hands:
         """Routes or addresses of the host changed: who leads into our device now, and what do we send through?"""
         self._routes_known.clear()
         events: list[Event] = [await self.underlay(wish)]
-        events.append(RoutesSeen(await self._recursive(peers)))
+        try:
+            events.append(RoutesSeen(await self._recursive(peers)))
+        except (CanalError, OSError) as error:
+            event(LOG, "warning", "routes.unknown", reason=error)
+            self._changed.add(HOST)  # ask again in the next turn
         return events
 
     def _warn_of_rp_filter(self) -> None:

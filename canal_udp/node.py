@@ -241,6 +241,14 @@ class Node:
         outer = self.config.mtu or self.underlay.mtu_bytes
         return inner_mtu(self.config.encap, 4 if family == 4 else 6, outer)
 
+    @property
+    def mtu(self) -> int | None:
+        """As `mtu_bytes`; None while there is no underlay that carries a packet."""
+        try:
+            return self.mtu_bytes if self.underlay is not None else None
+        except ConfigError:  # among the reasons
+            return None
+
     def _sockets(self, underlay: Underlay) -> Iterator[Sockets]:
         """Our own encapsulation's to receive, and those of peers that speak another."""
         assert self.network is not None
@@ -283,8 +291,11 @@ class Node:
 
     @property
     def vteps(self) -> tuple[Vtep, ...]:
-        """The VTEPs of all peers, with what each path carries."""
-        return self._layout()[0]
+        """The VTEPs of all peers, with what each path carries; none while one carries nothing."""
+        try:
+            return self._layout()[0]
+        except ConfigError:  # among the reasons
+            return ()
 
     def _paths(self, forwarding: Forwarding) -> tuple[Path, ...]:
         """How each VTEP is asked what its path carries: the first address of its subnet is the peer's own."""

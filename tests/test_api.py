@@ -48,11 +48,11 @@ class Bench:
         self.plane = FakeDataplane()
         self.daemon: Daemon
 
-    async def start(self) -> None:
+    async def start(self, state: str = "ready") -> None:
         self.plane = FakeDataplane()
         self.daemon = Daemon(self.config, self.host, cast(Dataplane, self.plane), OFFLOADS)
         await self.daemon.start()
-        await self.until(lambda: self.daemon.state() == "ready")
+        await self.until(lambda: self.daemon.state() == state)
 
     async def until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(10):
@@ -62,9 +62,9 @@ class Bench:
     async def ask(self, op: str, **arguments: Any) -> Any:
         return await asyncio.to_thread(call, self.config.run_dir, op, **arguments)
 
-    def run(self, work: Callable[[], Awaitable[None]], *, stop: bool = True) -> None:
+    def run(self, work: Callable[[], Awaitable[None]], *, stop: bool = True, state: str = "ready") -> None:
         async def body() -> None:
-            await self.start()
+            await self.start(state)
             try:
                 await work()
             finally:

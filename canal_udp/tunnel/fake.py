@@ -13,6 +13,7 @@ from ipaddress import IPv4Address
 
 from canal_udp.actions import IPAddress, Link, Sockets
 from canal_udp.errors import DeviceError
+from canal_udp.tunnel.netns import OWN
 from canal_udp.tunnel.sockets import UnderlaySocket
 from canal_udp.underlay import Underlay, Wish
 
@@ -99,6 +100,7 @@ class FakeHost:
     recursive: frozenset[IPAddress] = frozenset()
     broken: dict[str, str] = field(default_factory=dict)  # method -> problem
     sysctls: dict[str, str] = field(default_factory=dict)
+    asked_for_routes: int = 0
 
     def _fail(self, method: str) -> None:
         if method in self.broken:
@@ -139,10 +141,11 @@ class FakeHost:
         return ("all",) if changed else ()
 
     def identity(self, namespace: str) -> str:
-        """Return the number of the namespace at a path."""
-        if namespace not in self.namespaces:
+        """Return the number of the namespace at a path; ours is 0."""
+        number = 0 if namespace == OWN else self.namespaces.get(namespace)
+        if number is None:
             raise DeviceError(f"network namespace {namespace}: No such file or directory")
-        return f"fake/{self.namespaces[namespace]}"
+        return f"fake/{number}"
 
     def inode(self, namespace: str) -> tuple[int, int] | None:
         """Return the number of the namespace at a path, if any."""
@@ -155,6 +158,8 @@ class FakeHost:
 
     def leading_into(self, ifname: str, addresses: frozenset[IPAddress]) -> frozenset[IPAddress]:
         """Return the addresses that the test made recursive."""
+        self.asked_for_routes += 1
+        self._fail("leading_into")
         return addresses & self.recursive
 
     def sysctl(self, path: str) -> str:

@@ -20,6 +20,8 @@ from typing import TypeVar
 
 from canal_udp.errors import DeviceError
 
+OWN = "/proc/self/ns/net"  # this process's namespace, as a path
+
 _CLONE_NEWNET = 0x40000000
 _NS_GET_NSTYPE = 0xB703
 _SO_NETNS_COOKIE = 71  # Linux >= 5.14
