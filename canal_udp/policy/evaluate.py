@@ -11,7 +11,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from canal_udp.net import Address, Network
 from canal_udp.policy.flow import OUTSIDE, Decision, Flow, Judge, Places, Verdict, judge_flow
@@ -113,13 +114,37 @@ def _icmp(match: IcmpMatch, flow: Flow) -> bool:
     return same and flow.protocol in (ICMP, ICMP6)
 
 
+_Steps: TypeAlias = tuple[tuple[Policy, tuple[_Test, ...]], ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Program:
     """What is asked for one endpoint and direction. `default` ends it; None: not decided."""
 
-    tiers: tuple[tuple[str, bool, tuple[tuple[Policy, tuple[_Test, ...]], ...]], ...]  # name, ends with Deny?, policies
+    tiers: tuple[tuple[str, bool, _Steps], ...]  # name, does its end deny?, policies
     profiles: tuple[tuple[str, tuple[_Test, ...]], ...]
     default: Decision | None
+    looks_at: AddressClass = field(init=False)  # every prefix and set of its rules; of `ports` only the sets matter
+    seen: dict[int, AddressClass] = field(default_factory=dict)  # by id of the class
+    decided: dict[object, Decision | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        tests = [test for _, _, policies in self.tiers for _, some in policies for test in some]
+        tests += [test for _, some in self.profiles for test in some]
+        sides = [side for test in tests for side in (test.source, test.destination)]
+        nets = frozenset(net for one in sides for net in (*one.nets, *one.not_nets))
+        sets = frozenset(name for one in sides for name in (*one.sets, *one.not_sets))
+        named = frozenset((name, 0, 0) for one in sides for name in (*one.port_sets, *one.not_port_sets))
+        object.__setattr__(self, "looks_at", AddressClass(nets, sets, named))
+
+    def see(self, whole: AddressClass) -> AddressClass:
+        """The part of a class that the rules of this program look at."""
+        found = self.seen.get(id(whole))
+        if found is None:
+            ports = frozenset(one for one in whole.ports if (one[0], 0, 0) in self.looks_at.ports)
+            part = AddressClass(whole.nets & self.looks_at.nets, whole.sets & self.looks_at.sets, ports)
+            found = self.seen[id(whole)] = part
+        return found
 
     def decide(self, flow: Flow, source: AddressClass, destination: AddressClass) -> Decision | None:
         logs = 0
@@ -145,7 +170,7 @@ class _Program:
 
 
 def _matching(
-    policies: tuple[tuple[Policy, tuple[_Test, ...]], ...], flow: Flow, source: AddressClass, destination: AddressClass
+    policies: _Steps, flow: Flow, source: AddressClass, destination: AddressClass
 ) -> Iterator[tuple[Policy, Rule]]:
     for policy, tests in policies:
         for test in tests:
@@ -168,7 +193,7 @@ class Evaluator(Judge):
         self._programs: dict[object, _Program] = {}
         self._chosen: dict[object, _Program] = {}
         self._classes = _Classes(self.world, self._index)
-        self._decisions: dict[object, Decision | None] = {}
+        self._by_selector = {tier: _by_selector(policies) for tier, policies in self.world.policies.items()}
 
     def verdict(self, flow: Flow) -> Verdict:
         return judge_flow(self, self.places, flow)
@@ -218,14 +243,15 @@ class Evaluator(Judge):
 
     def _decide(self, program: _Program, flow: Flow) -> Decision | None:
         classes = self._classes
-        source, destination = classes.address(flow.source), classes.address(flow.destination)
+        source = program.see(classes.address(flow.source))
+        destination = program.see(classes.address(flow.destination))
         ports = classes.port(flow.sport), classes.port(flow.dport)
         icmp = (flow.icmp_type, flow.icmp_code) if flow.protocol in (ICMP, ICMP6) else None
-        key = (id(program), id(source), id(destination), flow.source.version, flow.protocol, ports, icmp)
+        key = (source, destination, flow.source.version, flow.protocol, ports, icmp)
         try:
-            return self._decisions[key]
+            return program.decided[key]
         except KeyError:
-            decision = self._decisions[key] = program.decide(flow, source, destination)
+            decision = program.decided[key] = program.decide(flow, source, destination)
             return decision
 
     # ---- programs ----------------------------------------------------------------------------------------------------
@@ -237,13 +263,12 @@ class Evaluator(Judge):
         matching = self._index.matching((_HOST if endpoint.host else "") + endpoint.key)
         tiers = []
         for tier in self.world.tiers:
+            places = self._by_selector.get(tier.name, {})
+            selecting = sorted(place for name in places.keys() & matching for place in places[name])
             policies = [
                 one
-                for one in self.world.policies.get(tier.name, ())
-                if one.stage == stage
-                and (one.forward or not forwarded)
-                and one.rules(direction) is not None
-                and one.selector.id in matching
+                for one in (self.world.policies[tier.name][place] for place in selecting)
+                if one.stage == stage and (one.forward or not forwarded) and one.rules(direction) is not None
             ]
             if policies:
                 tiers.append((tier.name, tier.default_action == "Deny" and stage == "normal", policies))
@@ -274,6 +299,14 @@ class Evaluator(Judge):
         if profile is None:
             return f"!{name}", ()
         return name, tuple(_Test.of(rule) for rule in profile.rules(direction))
+
+
+def _by_selector(policies: tuple[Policy, ...]) -> dict[str, list[int]]:
+    """Where in a tier the policies with a selector are."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for place, policy in enumerate(policies):
+        found[policy.selector.id].append(place)
+    return found
 
 
 def _before_dnat(flow: Flow) -> Flow:
