@@ -103,3 +103,45 @@ def kubernetes_documents(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def plain_flow(source: str, destination: str, protocol: str, port: int) -> Flow:
     return Flow(ip_address(source), ip_address(destination), PROTOCOLS[protocol], dport=port)
+
+
+# ---- policies as text ------------------------------------------------------------------------------------------------
+
+NODES = """
+apiVersion: v1
+kind: Node
+metadata: {name: n1}
+status: {addresses: [{type: InternalIP, address: 192.168.0.1}]}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: n2, labels: {role: gateway}}
+status: {addresses: [{type: InternalIP, address: 192.168.0.2}, {type: Hostname, address: n2}]}
+"""
+
+
+def np(namespace: str, selector: str, spec: str, name: str = "p") -> str:
+    return f"{KUBE}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{podSelector: {selector}, {spec}}}"
+
+
+def cnp(name: str, tier: str, priority: int, spec: str, subject: str = "{namespaces: {matchLabels: {ns: x}}}") -> str:
+    return (
+        f"{CNP}\nmetadata: {{name: {name}}}\nspec: {{tier: {tier}, priority: {priority}, subject: {subject}, {spec}}}"
+    )
+
+
+def calico(kind: str, name: str, spec: str, namespace: str = "") -> str:
+    where = f", namespace: {namespace}" if namespace else ""
+    return f"{CALICO}\nkind: {kind}\nmetadata: {{name: {name}{where}}}\nspec: {{{spec}}}"
+
+
+def gnp(name: str, spec: str) -> str:
+    return calico("GlobalNetworkPolicy", name, spec)
+
+
+def tier(name: str, order: int, action: str = "Deny") -> str:
+    return calico("Tier", name, f"order: {order}, defaultAction: {action}")
+
+
+def files(*documents: str) -> str:
+    return "\n---\n".join(documents)

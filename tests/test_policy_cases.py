@@ -8,35 +8,7 @@ from __future__ import annotations
 import pytest
 
 from canal_udp.policy.selector import parse
-from tests.policies import CALICO, CNP, KUBE, ask, letters, read, world, world_yaml
-
-
-def np(namespace: str, selector: str, spec: str, name: str = "p") -> str:
-    return f"{KUBE}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{podSelector: {selector}, {spec}}}"
-
-
-def cnp(name: str, tier: str, priority: int, spec: str, subject: str = "{namespaces: {matchLabels: {ns: x}}}") -> str:
-    return (
-        f"{CNP}\nmetadata: {{name: {name}}}\nspec: {{tier: {tier}, priority: {priority}, subject: {subject}, {spec}}}"
-    )
-
-
-def calico(kind: str, name: str, spec: str, namespace: str = "") -> str:
-    where = f", namespace: {namespace}" if namespace else ""
-    return f"{CALICO}\nkind: {kind}\nmetadata: {{name: {name}{where}}}\nspec: {{{spec}}}"
-
-
-def gnp(name: str, spec: str) -> str:
-    return calico("GlobalNetworkPolicy", name, spec)
-
-
-def tier(name: str, order: int, action: str = "Deny") -> str:
-    return calico("Tier", name, f"order: {order}, defaultAction: {action}")
-
-
-def files(*documents: str) -> str:
-    return "\n---\n".join(documents)
-
+from tests.policies import CALICO, NODES, ask, calico, cnp, files, gnp, letters, np, read, tier, world, world_yaml
 
 A = "{matchLabels: {pod: a}}"
 B = "{matchLabels: {pod: b}}"
@@ -191,19 +163,6 @@ def test_13_a_named_port_is_that_of_the_destination() -> None:
         "y/a > x/c UDP/80": "AD",  # the rule's protocol is TCP
     }
     assert {flow: letters(ask(state, flow)) for flow in verdicts} == verdicts
-
-
-NODES = """
-apiVersion: v1
-kind: Node
-metadata: {name: n1}
-status: {addresses: [{type: InternalIP, address: 192.168.0.1}]}
----
-apiVersion: v1
-kind: Node
-metadata: {name: n2, labels: {role: gateway}}
-status: {addresses: [{type: InternalIP, address: 192.168.0.2}, {type: Hostname, address: n2}]}
-"""
 
 
 def test_18_a_node_reaches_its_own_pods() -> None:
@@ -536,102 +495,6 @@ def test_39_a_pod_cannot_forge_the_labels_of_a_namespace() -> None:
     assert letters(ask(state, "x/f > x/a TCP/80")) == "AD"
     by_label = np("x", A, "ingress: [{from: [{podSelector: {matchLabels: {pcns.env: prod}}}]}]")
     assert letters(ask(world(files(by_label, forger)), "x/f > x/a TCP/80")) == "AD"
-
-
-# ---- host endpoints --------------------------------------------------------------------------------------------------
-
-HEP = (
-    f"{CALICO}\nkind: HostEndpoint\nmetadata: {{name: n1-eth0, labels: {{role: host}}}}\n"
-    "spec: {node: n1, interfaceName: eth0, expectedIPs: [192.168.0.1]}"
-)
-ON_N1 = {f"{namespace}/{pod}": "nodeName: n1" for namespace in "xy" for pod in "abc"}
-HOST = "selector: role == 'host'"
-HOSTS = [
-    pytest.param(
-        gnp("p", f"{HOST}, ingress: [{{action: Deny}}]"),
-        {"8.8.8.8 > x/a TCP/80": "AA", "8.8.8.8 > 192.168.0.1 TCP/22": "AA", "8.8.8.8 > 192.168.0.1 TCP/9100": "AD"},
-        id="40 a normal policy is for the host's own traffic; failsafe ports stay open",
-    ),
-    pytest.param(
-        gnp("p", f"{HOST}, applyOnForward: true, ingress: [{{action: Allow, protocol: UDP}}]"),
-        {
-            "8.8.8.8 > x/a TCP/80": "AD",
-            "8.8.8.8 > x/a UDP/80": "AA",
-            "8.8.8.8 > x/a TCP/22": "AD",
-            "y/a > x/a TCP/80": "AA",
-        },
-        id="41 a policy on forward governs what goes to pods, without failsafes and profiles",
-    ),
-    pytest.param(
-        gnp(
-            "p",
-            f"{HOST}, preDNAT: true, applyOnForward: true, ingress: [{{action: Deny, protocol: TCP, destination:"
-            " {ports: [30080]}}]",
-        ),
-        {
-            "8.8.8.8 > x/a TCP/80 original=192.168.0.1:30080": "AD",
-            "y/a > x/a TCP/80": "AA",
-            "8.8.8.8 > x/a TCP/80": "AA",
-        },
-        id="43 preDNAT sees the original destination",
-    ),
-    pytest.param(
-        files(
-            gnp("pre", f"{HOST}, preDNAT: true, applyOnForward: true, ingress: [{{action: Allow}}]"),
-            gnp("fwd", f"{HOST}, applyOnForward: true, types: [Ingress, Egress], ingress: [{{action: Deny}}]"),
-            np("x", A, "ingress: [{ports: [{port: 80}]}]"),
-        ),
-        {
-            "8.8.8.8 > x/a TCP/80": "AA",
-            "8.8.8.8 > x/a TCP/81": "AD",
-            "8.8.8.8 > 192.168.0.1 TCP/9100": "AA",
-            "x/a > 8.8.8.8 TCP/80": "DA",
-        },
-        id="an Allow before DNAT skips the host's later policy, not the pod's",
-    ),
-    pytest.param(
-        gnp("p", f"{HOST}, doNotTrack: true, applyOnForward: true, ingress: [{{action: Deny, protocol: UDP}}]"),
-        {"8.8.8.8 > x/a UDP/80": "AD", "8.8.8.8 > x/a TCP/80": "AA", "8.8.8.8 > 192.168.0.1 UDP/68": "AA"},
-        id="doNotTrack comes first, and without a match the others follow",
-    ),
-    pytest.param(
-        "",
-        {"192.168.0.1 > 8.8.8.8 TCP/80": "DA", "192.168.0.1 > 8.8.8.8 UDP/53": "AA", "x/a > 8.8.8.8 TCP/80": "AA"},
-        id="no policy and no profile: nothing but failsafes, and what is forwarded",
-    ),
-]
-
-
-@pytest.mark.parametrize(("policies", "verdicts"), HOSTS)
-def test_host_endpoints(policies: str, verdicts: dict[str, str]) -> None:
-    state = world(files(*filter(None, (NODES, HEP, policies))), more=ON_N1)
-    assert {flow: letters(ask(state, flow)) for flow in verdicts} == verdicts
-
-
-def test_failsafes_are_settings() -> None:
-    setting = calico("FelixConfiguration", "default", "failsafeInboundHostPorts: [{port: 9100, net: 8.0.0.0/8}]")
-    state = world(files(NODES, HEP, setting), more=ON_N1)
-    assert letters(ask(state, "8.8.8.8 > 192.168.0.1 TCP/9100")) == "AA"
-    assert letters(ask(state, "9.9.9.9 > 192.168.0.1 TCP/9100")) == "AD"
-    assert letters(ask(state, "8.8.8.8 > 192.168.0.1 TCP/22")) == "AD"
-
-
-# ---- staged policies -------------------------------------------------------------------------------------------------
-
-
-def test_staged_policies_show_what_they_would_change() -> None:
-    enforced = np("x", A, f"ingress: [{{{Y_PODS}}}]")
-    staged = f"{CALICO}\nkind: StagedKubernetesNetworkPolicy\nmetadata: {{name: p, namespace: x}}\nspec: "
-    replaced = staged + f"{{podSelector: {A}, ingress: []}}"
-    deleted = staged + "{stagedAction: Delete}"
-    added = calico("StagedGlobalNetworkPolicy", "new", "selector: pod == 'b', types: [Ingress]")
-    state = world(files(enforced, replaced, added))
-    for flow in ("y/a > x/a TCP/80", "y/a > x/b TCP/80"):
-        assert letters(ask(state, flow)) == "AA"
-        assert letters(ask(state, flow, staged=True)) == "AD"
-    state = world(files(enforced, deleted))
-    assert letters(ask(state, "z/a > x/a TCP/80")) == "AD"
-    assert letters(ask(state, "z/a > x/a TCP/80", staged=True)) == "AA"
 
 
 def test_50_selectors() -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from canal_udp.net import covers
+from canal_udp.policy.classes import HOST_ITEM, label_index
 from canal_udp.policy.cursor import Problem, Where
-from canal_udp.policy.evaluate import label_index
 from canal_udp.policy.index import LabelIndex
 from canal_udp.policy.lower import lower_state
 from canal_udp.policy.model import (
@@ -53,7 +53,7 @@ def _warning(where: Where, policy: Policy, text: str, field: str = "") -> Proble
 
 
 def _selects_host(policy: Policy, index: LabelIndex[str], key: str) -> bool:
-    return policy.selector.id in index.matching(f"host {key}")
+    return policy.selector.id in index.matching(HOST_ITEM + key)
 
 
 def _without_effect(state: State) -> Iterator[Problem]:
