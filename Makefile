@@ -15,17 +15,20 @@ C_TESTS := $(shell grep -lE '(_abi|dataplane|stages|bed) import' tests/test_*.py
 
 export FUZZ_SECONDS ?= 60
 
-.PHONY: help build check test lab bench asan fuzz clean
+.PHONY: help build check test lab bench asan fuzz clean needs-check needs-test needs-lab needs-bench
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+needs-check needs-test needs-lab needs-bench: needs-%:
+	@tools/install-deps build $*
 
 build: build/.native ## .venv with the project installed (editable)
 
 $(VENV)/.made:
 	@tools/install-deps build
 	@echo "making $(VENV)"
-	@"$$(tools/find-python)" -m venv $(VENV)
+	@"$$(tools/find-python)" -m venv --clear $(VENV)
 	@$(PY) -m pip install -q --disable-pip-version-check setuptools wheel 'cffi>=1.16'
 	@touch $@
 
@@ -39,9 +42,9 @@ build/.native: $(VENV)/.installed $(NATIVE)
 	@echo "compiling native/"
 	@$(PY) -W ignore setup.py -q build_ext --inplace
 	@mkdir -p build && touch $@
+	@tools/give-back
 
-check: build ## style, types, C warnings and lint, layers, unit tests (no root)
-	@tools/install-deps check
+check: needs-check build ## style, types, C warnings and lint, layers, unit tests (no root)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
@@ -50,21 +53,18 @@ check: build ## style, types, C warnings and lint, layers, unit tests (no root)
 	cppcheck -q --std=c11 --enable=warning,performance,portability --inline-suppr --error-exitcode=1 -D_GNU_SOURCE -I native native
 	$(PYTEST) -q --ignore=tests/netns tests
 
-test: build ## every test; those with network namespaces need root
-	@tools/install-deps test
-	@$(PYTEST) tests
+test: needs-test build ## every test, with real packets between network namespaces (root)
+	@trap tools/give-back EXIT; $(PYTEST) tests
 
-lab: build ## three hosts, six pods, real daemons and traffic on this machine (root)
-	@tools/install-deps lab
-	@$(VENV)/bin/canal lab demo
+lab: needs-lab build ## three hosts, six pods, real daemons and traffic on this machine (root)
+	@trap tools/give-back EXIT; $(VENV)/bin/canal lab demo
 
 $(VENV)/.bench: $(VENV)/.installed
 	@echo "installing what draws the pictures into $(VENV)"
 	@$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[bench]'
 	@touch $@
 
-bench: build $(VENV)/.bench ## measure stages, and Canal against kernel VXLAN and one packet per system call (root)
-	@tools/install-deps build lab
+bench: needs-bench build $(VENV)/.bench ## measure stages, and Canal against kernel VXLAN and one packet per system call (root)
 	@$(VENV)/bin/canal bench stages -j build/bench/stages.json
 	@echo
 	@$(VENV)/bin/canal bench overlay -j build/bench/overlay.json --picture build/bench/overlay.svg
@@ -84,5 +84,5 @@ fuzz: ## every target of tests/fuzz for FUZZ_SECONDS (60)
 	@tools/fuzz
 
 clean: ## remove everything that make made
-	rm -rf $(VENV) build dist *.egg-info canal_udp/_native*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf $(VENV) build dist *.egg-info canal_udp/_native*.so .ruff_cache .pytest_cache .hypothesis .benchmarks
+	find . \( -name __pycache__ -o -name .mypy_cache \) -prune -exec rm -rf {} +

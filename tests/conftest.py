@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
@@ -11,6 +12,11 @@ import pytest
 NETNS = Path(__file__).parent / "netns"
 IN_CI = bool(os.environ.get("CI"))
 KERNEL_REASON = "kernel: "  # the running kernel lacks it, nothing that could have been installed
+
+
+def pytest_configure() -> None:
+    # What a shell starts in the background ignores SIGINT, and so would all that we start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
