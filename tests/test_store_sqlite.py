@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import sqlite3
@@ -19,6 +20,7 @@ import pytest
 from watched import watching
 
 import canal_udp.control.sqlite as backend
+import canal_udp.control.sqlite_store as sqlite_store
 from canal_udp.control.lease import Lease
 from canal_udp.control.memory import MemoryStore
 from canal_udp.control.sqlite_store import POLL_S, SqliteStore
@@ -402,7 +404,6 @@ def child(code: str, *args: object) -> subprocess.Popen[str]:
 
 
 def test_another_process_sees_changes(tmp_path: Path) -> None:
-    """Within two polls, which is the promised 100 ms on a machine that has time for both."""
     path = tmp_path / "canal.db"
     process = child(WATCHER, f"sqlite://{path}")
 
@@ -426,7 +427,55 @@ def test_another_process_sees_changes(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.communicate()
-    assert 2 * POLL_S <= 0.1
+
+
+@pytest.mark.parametrize("inotify", [True, False], ids=["announced", "polled"])
+def test_how_changes_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inotify: bool) -> None:
+    """At once where files announce their changes: the slow look is as good as off here. Else within two polls."""
+
+    def none_left(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "no watches left")
+
+    monkeypatch.setattr(sqlite_store, "POLL_S" if inotify else "QUIET_S", 1e6)
+    if inotify:
+        monkeypatch.setattr(sqlite_store, "QUIET_S", 1e6)
+    else:
+        monkeypatch.setattr(sqlite_store, "FolderWatch", none_left)
+
+    async def scenario() -> None:
+        mine, other = SqliteStore(tmp_path / "canal.db"), SqliteStore(tmp_path / "canal.db")
+        after = (await mine.list_leases()).revision
+        async with watching(mine.watch_leases(after)) as watched:
+            for number in range(1, 6):
+                made = await other.create_lease(LEASE, None)
+                await watched.until(lambda number=number: len(watched.changes) == 2 * number - 1)  # type: ignore[misc]
+                await other.delete_lease(made)
+                await watched.until(lambda number=number: len(watched.changes) == 2 * number)  # type: ignore[misc]
+        await mine.close()
+        await other.close()
+
+    run(scenario)
+    assert 2 * POLL_S <= 0.1  # what is promised, on a machine that has time for both
+
+
+def test_a_watch_outlives_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Someone moves it away with the file in it; the store begins anew, and so does listening."""
+    monkeypatch.setattr(sqlite_store, "QUIET_S", 1e6)
+    folder = tmp_path / "store.d"
+
+    async def scenario() -> None:
+        mine, other = SqliteStore(folder / "canal.db"), SqliteStore(folder / "canal.db")
+        async with watching(mine.watch_leases((await mine.list_leases()).revision)) as watched:
+            await other.create_lease(LEASE, None)
+            await watched.until(lambda: watched.changes)
+            folder.rename(tmp_path / "gone")
+            await watched.until(lambda: len(watched.updates) == 2)  # all is gone: everything anew
+            made = await other.create_lease(LEASE, None)
+            await watched.until(lambda: watched.changes[-1].revision == made.revision)
+        await mine.close()
+        await other.close()
+
+    run(scenario)
 
 
 def test_processes_race_for_subnets(tmp_path: Path) -> None:

@@ -206,6 +206,8 @@ class Database:
         for kind, key in expired:
             log.info("store.expired kind=%s key=%s", kind, printable(key))
             self._swept = True
+        if expired:
+            self._touch()
 
     # ---- the file ----
 
@@ -217,6 +219,15 @@ class Database:
             if write:
                 self._tick(db)
             yield db
+        if write:
+            self._touch()
+
+    def _touch(self) -> None:
+        """Have those who watch the folder look now (control/sqlite_store.py); opens nothing, so no lock is dropped."""
+        try:
+            os.utime(self.path)
+        except OSError as error:  # it is written; they find it by themselves, later
+            log.debug("store.touch failed: %s", error)
 
     def _sweep_if_possible(self) -> None:
         try:
