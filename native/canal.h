@@ -87,7 +87,7 @@ enum canal_drop {
 	CANAL_DROP_BAD_EXT,        /* IPv6 extension headers: too many, truncated, wrong order, routing header 0 */
 	CANAL_DROP_BAD_L4,         /* transport header truncated or impossible                                   */
 	CANAL_DROP_BAD_GSO,        /* vnet header that lies                                                      */
-	CANAL_DROP_BAD_CSUM,       /* strict mode: inner checksum wrong                                          */
+	CANAL_DROP_BAD_CSUM,       /* inner checksum wrong                                                       */
 	CANAL_DROP_BAD_VXLAN,      /* flags or reserved bits                                                     */
 	CANAL_DROP_BAD_VNI,
 	CANAL_DROP_BAD_ETHER,      /* inner Ethernet: wrong destination, own source, or not exactly IPv4 / IPv6  */
@@ -199,7 +199,7 @@ int canal_fib_lookup(const struct canal_tables *tables, const uint8_t *addrs, si
 
 /* ---- data path ----------------------------------------------------------------------------------------------------------- */
 
-#define CANAL_DP_STRICT_CSUM 1     /* verify the inner checksum of what peers send instead of trusting the outer  */
+#define CANAL_DP_STRICT_CSUM 1     /* verify the inner checksum also where the outer one is known to cover it     */
 #define CANAL_DP_NO_UDP_GSO 2      /* what the self-test found, or the user asked for                             */
 #define CANAL_DP_NO_COALESCE 4
 #define CANAL_DP_NO_USO_WRITE 8    /* the kernel does not take UDP superpackets from a TUN                        */

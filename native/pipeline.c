@@ -133,8 +133,15 @@ static struct packet *slot_take(struct worker *w, struct taken *t, uint32_t in)
 	return p;
 }
 
+/* The TUN is told to trust the inner checksum: did the outer one cover it? It may be zero, which nobody tells us; UDP_GRO gathers only
+ * datagrams that have one. */
+static bool checksum_holds(const struct worker *w, const struct datagram *d, const struct packet *p)
+{
+	return (d->gso_size != 0 && likely(!(w->dp->config.flags & CANAL_DP_STRICT_CSUM))) || gso_verify_csum(p);
+}
+
 /* The inner packet of `size` bytes at data: read it, and repair what the outer header says about it. */
-static enum canal_drop read_inner(struct worker *w, struct packet *p, uint8_t *data, uint32_t size, uint8_t outer_tos)
+static enum canal_drop read_inner(struct worker *w, struct packet *p, const struct datagram *d, uint8_t *data, uint32_t size)
 {
 	enum canal_drop drop;
 
@@ -144,9 +151,9 @@ static enum canal_drop read_inner(struct worker *w, struct packet *p, uint8_t *d
 	if (unlikely(drop))
 		return drop;
 	p->size = p->total = p->flow.total_size;
-	if (unlikely((w->dp->config.flags & CANAL_DP_STRICT_CSUM) && !gso_verify_csum(p)))
+	if (unlikely(!checksum_holds(w, d, p)))
 		return CANAL_DROP_BAD_CSUM;
-	return likely(outer_tos == 0) ? CANAL_DROP_NONE : ecn_decap(p, outer_tos);
+	return likely(d->tos == 0) ? CANAL_DROP_NONE : ecn_decap(p, d->tos);
 }
 
 /* A superpacket that a kernel tunnel sent whole (its segments were never cut on the way): size every segment as its sender would have. */
@@ -199,7 +206,7 @@ static void take_payload(struct worker *w, struct port *port, struct taken *t, c
 	drop = encap_pull(port->encap, data, size, &w->tables->node, &inner, &inner_size);
 	p->size = p->total = size;
 	if (likely(!drop))
-		drop = read_inner(w, p, inner, inner_size, d->tos);
+		drop = read_inner(w, p, d, inner, inner_size);
 	if (unlikely(drop)) {
 		received(w, port, CANAL_RX_UNDERLAY, p);
 		worker_drop(w, p, drop);

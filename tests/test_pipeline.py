@@ -6,7 +6,7 @@ import os
 import random
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -209,6 +209,16 @@ def test_gro_batch_becomes_one_superpacket(bed: Bed) -> None:
     assert len(frame.data) == 10 + 40 + 39 * 1400 + 33
     assert IP(frame.data[10:]).len == 40 + 39 * 1400 + 33
     assert bed.dp.counters()["tx_pod"] == bed.dp.counters()["rx_underlay"] == 40
+
+
+@pytest.mark.parametrize("make", [tcp, udp], ids=["TCP", "UDP"])
+def test_a_damaged_packet_is_not_vouched_for(bed: Bed, make: Callable[..., Packet]) -> None:
+    """The outer checksum may be zero; then the inner one is all there is, and the TUN is told to trust it."""
+    good = bytes(make("10.1.2.2", "10.1.1.2", 100))
+    damaged = good[:-1] + bytes([good[-1] ^ 1])
+    (frame,) = bed.push(bed.from_peer(damaged), bed.from_peer(good))
+    assert frame.data[0] == 1 and frame.data[20 + 10 + 20 :].endswith(good[-80:])
+    assert bed.drops() == {"bad_csum": 1}
 
 
 def test_interleaved_flows_keep_their_order(bed: Bed) -> None:
