@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("canal.api")
 IDLE_S = 30.0
 FLOWS_MAX = 100_000
+FLOWS_A_TURN = 500
 
 Request = Mapping[str, Any]
 Operation = Callable[[Request], Awaitable[Any]]
@@ -198,8 +199,12 @@ class Service:
         limit = request.get("limit", FLOWS_MAX)
         if not isinstance(limit, int) or not 0 < limit <= FLOWS_MAX:
             raise RequestError(f"limit: 1 to {FLOWS_MAX}")
-        flows = itertools.islice(self._daemon.dataplane.flows(), limit)
-        return [asdict(flow) | {"src": str(flow.src), "dst": str(flow.dst)} for flow in flows]
+        rows: list[dict[str, Any]] = []
+        for flow in itertools.islice(self._daemon.dataplane.flows(), limit):
+            rows.append(asdict(flow) | {"src": str(flow.src), "dst": str(flow.dst)})
+            if len(rows) % FLOWS_A_TURN == 0:  # a full table takes seconds, and the lease wants to be renewed
+                await asyncio.sleep(0)
+        return rows
 
     async def _drops(self, request: Request) -> dict[str, int]:
         return self._daemon.dataplane.drops()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_network
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from canal_udp.control.lease import Lease
 from canal_udp.daemon import LOCK_NAME, _sole_daemon
 from canal_udp.errors import DeviceError, RequestError
+from canal_udp.readings import Flow
 from tests.test_api import Bench
 
 
@@ -103,6 +106,34 @@ def test_an_underlay_too_narrow_for_anything(bench: Bench) -> None:
         assert status["mtu"] is None and "100 bytes" in status["reasons"][0]
         assert await bench.ask("peers") == [] == await bench.ask("endpoints")
         assert all(not task.done() for task in bench.daemon._tasks)
+
+    bench.run(work)
+
+
+def test_a_full_table_of_flows_holds_nobody_up(bench: Bench) -> None:
+    """Reading it takes seconds; the lease is renewed meanwhile, and others are answered."""
+    turns = 0
+    seen = set()
+    pod = IPv4Address("10.244.1.2")
+    flow = Flow(pod, pod, 17, 1, 2, "new", "allow", 0, "", "", (1, 0), (1, 0), 1, 0, 0, 0)
+
+    def flows() -> Iterator[Flow]:
+        for _ in range(10_000):
+            seen.add(turns)
+            yield flow
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def work() -> None:
+        bench.plane.flows = flows  # type: ignore[method-assign]
+        task = asyncio.create_task(others())
+        assert len(await bench.ask("flows")) == 10_000
+        task.cancel()
+        assert len(seen) > 10
 
     bench.run(work)
 
