@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
@@ -81,7 +81,7 @@ def test_an_address_that_cannot_be_given_back_is_given_back_later(bench: Bench) 
 def test_a_kernel_that_does_not_tell_its_routes_is_asked_again(bench: Bench) -> None:
     async def work() -> None:
         store = bench.daemon._store
-        await store.create_lease(Lease(ip_network("10.244.9.0/24"), None, IPv4Address("192.0.2.9")), None)
+        await store.create_lease(Lease(IPv4Network("10.244.9.0/24"), None, IPv4Address("192.0.2.9")), None)
         await bench.until(lambda: bench.daemon.node.peers.peers)
         bench.host.broken["leading_into"] = "No buffer space available"
         bench.host.monitors[None].ring()
