@@ -125,6 +125,14 @@ class Bed:
         lines = self.run(member, "nstat -asz").splitlines()
         return next(int(line.split()[1]) for line in lines if line.split()[0] == name)
 
+    def disorder(self, source: str, target: str, send: Callable[[], object]) -> tuple[int, int]:
+        """While `send` runs: how many segments reached a pod before an earlier one, how many were lost on the way."""
+        names = (target, "TcpExtTCPOFOQueue"), (source, "TcpRetransSegs"), (source, "TcpExtTCPDSACKRecvSegs")
+        before = [self.nstat(*name) for name in names]
+        send()
+        late, sent_again, arrived_twice = (self.nstat(*name) - old for name, old in zip(names, before, strict=True))
+        return late, sent_again - arrived_twice
+
     def capture(self, member: str, device: str, outgoing: bool = True, vnet: bool = False) -> Capture:
         """What leaves (or comes in by) a device from now on, after the kernel segmented it."""
         return self.inside(member, lambda: Capture(device, outgoing, vnet))

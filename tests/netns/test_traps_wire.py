@@ -33,6 +33,7 @@ FAMILIES = [pytest.param(4, id="IPv4"), pytest.param(6, id="IPv6")]
 NOT_ECT, ECT1, ECT0, CE = range(4)
 MTU = 1500
 VNET_HDR_SIZE = 10
+RUNS = 5
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +112,11 @@ def send_numbered(sender: socket.socket, target: tuple[str, int], count: int, se
 @pytest.mark.parametrize("streams", [1, 4])
 def test_tcp_sees_no_reordering(bed: Bed, streams: int) -> None:
     """On a wire that loses nothing no segment arrives before an earlier one."""
-    before = bed.nstat("r", "TcpExtTCPOFOQueue")
-    throughput(bed.space("p"), bed.space("r"), bed.ip("r"), 1, streams)
-    bed.settle()
-    assert bed.nstat("r", "TcpExtTCPOFOQueue") == before
+    for _ in range(RUNS):
+        late, lost = bed.disorder("p", "r", lambda: throughput(bed.space("p"), bed.space("r"), bed.ip("r"), 1, streams))
+        if lost <= 0:
+            break  # a busy machine empties the wire's queue too late now and then
+    assert late == 0
 
 
 # ---- a pod's queue ---------------------------------------------------------------------------------------------------
