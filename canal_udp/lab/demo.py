@@ -29,6 +29,7 @@ SPEED_S = 3
 
 def demo(screen: Screen, name: str, take_down: bool) -> int:
     """Run it; returns the exit status."""
+    run.require_root()
     started = time.monotonic()
     screen.title("Three nodes, two pods each, on one machine: every node a namespace with its own daemon")
     for old in state.labs():

@@ -18,13 +18,14 @@ _LABEL_WIDTH = 34
 
 def canal() -> str:
     """How the user can call this program again from where he stands: it may lie in a .venv that is not on his PATH."""
+    sudo = "sudo " if "SUDO_USER" in os.environ else ""
     if shutil.which("canal"):
-        return "canal"
+        return f"{sudo}canal"
     called = Path(sys.argv[0])
     if called.name != "canal":
-        return f"{sys.executable} -m canal_udp"
+        return f"{sudo}{sys.executable} -m canal_udp"
     shorter = os.path.relpath(called)
-    return shorter if not shorter.startswith("..") else str(called)
+    return sudo + (shorter if not shorter.startswith("..") else str(called))
 
 
 @dataclass(slots=True)
