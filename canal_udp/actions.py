@@ -147,7 +147,7 @@ Action = Do | Undo | Release | Log
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A second has passed, or more."""
+    """Time has passed."""
 
 
 @dataclass(frozen=True, slots=True)

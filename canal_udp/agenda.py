@@ -52,6 +52,10 @@ class Agenda:
         failure = self._failures.get(goal.key)
         return failure is None or failure.goal != goal or now >= failure.again_at
 
+    def is_due(self, now: float) -> bool:
+        """Tell whether a goal that failed is to be tried again now."""
+        return any(now >= failure.again_at for failure in self._failures.values())
+
     def done(self, goal: Goal) -> None:
         """Note that a goal is true."""
         self._on_its_way.pop(goal.key, None)

@@ -60,7 +60,9 @@ from canal_udp.underlay import Wish
 LOG = logging.getLogger("canal.daemon")
 LOCK_NAME = "daemon.lock"  # held while the daemon runs; has its process id
 TICK_S = 1.0
-DEBOUNCE_S = 0.05  # a burst of netlink announcements is one look
+DEBOUNCE_S = 0.05  # a burst of netlink announcements is one look ...
+REST = 4  # ... and a look is followed by a pause of so many times its length: announcements that do not end
+REST_MAX_S = 0.5  # take a fifth of a processor at most
 STOP_S = 2.0
 _IP_FORWARD = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
 
@@ -90,7 +92,7 @@ class Daemon:
         self.config, self.dataplane, self.offloads = config, dataplane, offloads
         self.host = host
         self.node = Node(config, _own_mac(config.state_dir), _saved_endpoints(config.state_dir))
-        self.hands = Hands(host, dataplane, gro=offloads.udp_gro, wake=self._wake)
+        self.hands = Hands(host, dataplane, gro=offloads.udp_gro, wake=self._wake, now=now())
         self.ipam: Ipam | None = None
         self._pool_problem = ""
         self._lock = asyncio.Lock()
@@ -246,10 +248,13 @@ class Daemon:
                 await asyncio.wait_for(self._look.wait(), TICK_S)
                 await asyncio.sleep(DEBOUNCE_S)
             self._look.clear()
+            began = now()
             peers = [ip for peer in self.node.peers.peers for ip in (peer.addr4, peer.addr6) if ip is not None]
             async with self._lock:
-                events = await self.hands.inspect(self.wish, peers)
-            await self.apply(Tick(), *events)
+                events = await self.hands.inspect(self.wish, peers, began)
+            if events or self._pool_problem or self.node.is_due(began):
+                await self.apply(Tick(), *events)
+            await asyncio.sleep(min(REST * (now() - began), REST_MAX_S))
 
     def _wake(self) -> None:
         self._look.set()

@@ -1,8 +1,9 @@
 """The daemon's hands: makes the node's goals true on this host and in the data plane, and looks whether they still are.
 
 Structure    goal ─► Host (TUN, sockets, links; blocking, one thread), Forwarder (ports, tables; in the loop) ─► events
-             monitors and ticks ─► `inspect` ─► what someone else changed, repaired or reported
-Invariants   A port is removed before its descriptor is closed. Doing a goal again is harmless.
+             monitors ─► `inspect` ─► what someone else changed, repaired or reported; the rest in rounds, slowly
+Invariants   A port is removed before its descriptor is closed. Doing a goal again is harmless; what it changes is
+             announced like everybody's changes, looked at once more and found right.
 Threads      the loop's; `Host` is only used inside `_blocking`, one call at a time.
 """
 
@@ -37,12 +38,13 @@ from canal_udp.control.subnet_env import replace_file
 from canal_udp.encap.forwarding import Forwarding
 from canal_udp.errors import CanalError
 from canal_udp.logs import event
+from canal_udp.rounds import Rounds
 from canal_udp.tunnel.host import AnyMonitor, AnyTun, Host
 from canal_udp.tunnel.sockets import UnderlaySocket
 from canal_udp.underlay import Wish
 
 LOG = logging.getLogger("canal.host")
-SWEEP = 16  # links looked at in every tick even if nothing was announced
+ROUND_S = 30.0  # every link is looked at that often: the kernel does not announce most sysctls
 
 _T = TypeVar("_T")
 
@@ -71,7 +73,7 @@ class _Open:
 class Hands:
     """See the module's docstring."""
 
-    def __init__(self, host: Host, forwarder: Forwarder, *, gro: bool, wake: Callable[[], None]) -> None:
+    def __init__(self, host: Host, forwarder: Forwarder, *, gro: bool, wake: Callable[[], None], now: float) -> None:
         self._host, self._forwarder, self._gro, self._wake = host, forwarder, gro, wake
         self._thread = ThreadPoolExecutor(1, "canal-host")
         self._sockets: dict[str, tuple[Sockets, list[tuple[UnderlaySocket, int]]]] = {}
@@ -79,7 +81,7 @@ class Hands:
         self._links: dict[str, Link] = {}
         self._files: dict[str, File] = {}
         self._changed: set[str] = set()  # names of devices whose namespace announced a change
-        self._sweep: list[str] = []
+        self._rounds = Rounds(ROUND_S, now)
         self._routes_known: dict[IPAddress, bool] = {}  # does it lead into our device?
         self._strict = False  # rp_filter, as last seen
         self._generation = 0
@@ -230,17 +232,18 @@ class Hands:
 
         asyncio.get_running_loop().add_reader(monitor.fileno(), rang)
 
-    async def inspect(self, wish: Wish, peers: Iterable[IPAddress]) -> list[Event]:
+    async def inspect(self, wish: Wish, peers: Iterable[IPAddress], now: float) -> list[Event]:
         """Repair what someone else changed; returns what only the node can decide about."""
         changed, self._changed = self._changed, set()
+        changed.update(self._rounds.due(self._links, now))
         events = self._missing()
         gone = {one.name for one in events if isinstance(one, DeviceGone | NamespaceGone)}
-        for name in {*changed, HOST, *self._next_in_sweep()} - gone:
+        for name in changed - gone:
             if name in self._links:
                 events += await self._repair(self._links[name])
         if HOST in changed:
             events += await self._look_around(wish, peers)
-        self._warn_of_rp_filter()
+            self._warn_of_rp_filter()
         for file in self._files.values():
             if not file.path.exists():
                 events += await self.do(file)
@@ -255,12 +258,6 @@ class Hands:
             elif not one.tun.alive:
                 found.append(DeviceGone(name))
         return found
-
-    def _next_in_sweep(self) -> list[str]:
-        if not self._sweep:
-            self._sweep = list(self._links)
-        now, self._sweep = self._sweep[:SWEEP], self._sweep[SWEEP:]
-        return now
 
     async def _repair(self, link: Link) -> list[Event]:
         try:

@@ -101,6 +101,10 @@ class Node:
         self._learned = self._learned.expire(now)
         return [*logs, *self._agenda.settle(self._wanted(), now)]
 
+    def is_due(self, now: float) -> bool:
+        """Tell whether a Tick would change anything."""
+        return self._agenda.is_due(now) or self._learned.expire(now) is not self._learned
+
     # facts
 
     def _take(self, event: Event, now: float) -> Iterator[Action]:

@@ -20,7 +20,7 @@ NATIVE = ROOT / "native"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "net", "logs"),
     ("config", "readings", "control", "cni", "encap", "endpoints", "underlay", "policy"),
-    ("node", "actions", "agenda"),
+    ("node", "actions", "agenda", "rounds"),
     ("_abi", "encap.fib", "tunnel"),
     ("dataplane",),
     ("api", "daemon", "daemon_api", "daemon_hands", "daemon_health", "daemon_paths", "daemon_store", "lab", "bench"),
@@ -41,7 +41,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "msgspec": ("",),
 }
 PURE = (
-    *("errors", "net", "config", "readings", "endpoints", "underlay", "node", "actions", "agenda"),
+    *("errors", "net", "config", "readings", "endpoints", "underlay", "node", "actions", "agenda", "rounds"),
     *("control.lease", "control.peers", "control.network", "control.path_mtu", "encap.", "policy."),
 )
 EFFECTS = {"asyncio", "socket", "subprocess", "threading", "time", "os", "fcntl", "signal", "select"}

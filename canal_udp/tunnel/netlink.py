@@ -35,7 +35,9 @@ _RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _REQUEST, _ACK, _DUMP, _REPLACE, _CREATE = 0x001, 0x004, 0x300, 0x100, 0x400
 _SOL_NETLINK, _GET_STRICT_CHK = 270, 12
-_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400 | 0x80  # link, v4 address, v4 route, v6 address, v6 route, v4 rule
+_LINKS, _ADDRESSES, _ROUTES, _RULES = 0x1, 0x10 | 0x100, 0x40 | 0x400, 0x80 | 0x40000  # groups, IPv4 | IPv6
+_NETCONF = 0x800000 | 0x1000000  # the sysctls forwarding and rp_filter; no others are announced
+_GROUPS = _LINKS | _ADDRESSES | _ROUTES | _RULES | _NETCONF
 _IFF_UP = 0x1
 _IFA_F_TEMPORARY, _IFA_F_NODAD, _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x01, 0x02, 0x20, 0x80
 _TABLE_MAIN, _SCOPE_UNIVERSE, _SCOPE_LINK, _UNICAST = 254, 0, 253, 1
@@ -222,7 +224,7 @@ class Netlink:
 
 
 class Monitor:
-    """A socket that becomes readable when links, addresses or routes of its namespace change."""
+    """A socket that becomes readable when links, addresses, routes or forwarding of its namespace change."""
 
     def __init__(self) -> None:
         flags = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
