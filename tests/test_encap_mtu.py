@@ -35,7 +35,7 @@ def test_inner_mtu(encap: Encap, family: Family, underlay: int, expected: int) -
     ("underlay", "inner_ipv6", "message"),
     [
         pytest.param(
-            117, False, "mtu: 117 bytes: leaves 67 for the inner packet, IPv4 needs 68", id="too narrow for IPv4"
+            575, False, "mtu: 575 bytes: leaves 525 for the inner packet, IPv4 needs 526", id="too narrow for IPv4"
         ),
         pytest.param(
             1329, True, "mtu: 1329 bytes: leaves 1279 for the inner packet, IPv6 needs 1280", id="and for IPv6"

@@ -13,7 +13,7 @@ UDP_HEADER = 8
 VXLAN_HEADER = 8
 ETHER_HEADER = 14
 
-IPV4_MTU_MIN = 68  # RFC 791: every host forwards that much
+IPV4_MTU_MIN = 576 - 50  # RFC 791: what every host takes, less VXLAN over IPv4; the data plane's least
 IPV6_MTU_MIN = 1280  # RFC 8200: no IPv6 link has less
 MTU_MAX = 65535
 UDP_PAYLOAD_MAX = 65535 - IPV6_HEADER - UDP_HEADER  # of one UDP_SEGMENT message, either family
