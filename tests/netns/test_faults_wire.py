@@ -97,17 +97,22 @@ def to_pod(bed: Bed, pod: str, payload: bytes = b"0000", source: str = "") -> Pa
 # ---- datagrams ---------------------------------------------------------------------------------------------------
 
 
+def dropped(bed: Bed) -> int:
+    """What node a dropped, but for the neighbour discovery that the pods' own kernel tries now and then."""
+    return sum(count for reason, count in bed.drops("a").items() if reason != "martian")
+
+
 def test_every_truncation_is_dropped_once(bed: Bed) -> None:
     """F01: cut anywhere, or as long as a datagram can be: nothing reaches the pod, each is counted."""
     whole = GOOD + frame(bed, to_pod(bed, "p", bytes(60)))
-    before = sum(bed.drops("a").values())
+    before = dropped(bed)
     with attacker(bed) as sender, listener(bed, "p") as receiver:
         for size in range(len(whole)):
             sender.send(whole[:size])
         sender.send(GOOD + bytes(65507 - len(GOOD)))
         bed.settle()
         assert drain(receiver, 1, 0.3) == []
-    assert sum(bed.drops("a").values()) - before == len(whole) + 1
+    assert dropped(bed) - before == len(whole) + 1
 
 
 def test_flags_and_vni_are_judged_as_the_kernel_does(bed: Bed) -> None:
