@@ -6,7 +6,8 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from canal_udp.errors import LabError
 from canal_udp.lab.host import netns_path
 
+Identity = tuple[int, int]  # of a namespace: device and inode
 POLL_S = 0.02
 
 
@@ -80,17 +82,23 @@ def _inheritable() -> list[int]:
     return found
 
 
-def inside(spaces: Iterable[str]) -> list[Process]:
+@contextmanager
+def held(spaces: Iterable[str]) -> Iterator[set[Identity]]:
+    """Identities of namespaces; meanwhile no other namespace can get them, not even when these are deleted."""
+    with contextlib.ExitStack() as stack:
+        identities = set()
+        for space in spaces:
+            with contextlib.suppress(FileNotFoundError):
+                fd = os.open(netns_path(space), os.O_RDONLY | os.O_CLOEXEC)
+                stack.callback(os.close, fd)
+                found = os.fstat(fd)
+                identities.add((found.st_dev, found.st_ino))
+        mine = _identity("self")
+        yield {one for one in identities if one != mine}  # a file that was never mounted, or a path to our own
+
+
+def inside(identities: set[Identity]) -> list[Process]:
     """Every process that lives in one of these namespaces, whoever started it."""
-    identities = set()
-    for space in spaces:
-        try:
-            found = os.stat(netns_path(space))
-        except FileNotFoundError:
-            continue
-        identities.add((found.st_dev, found.st_ino))
-    mine = _identity("self")
-    identities.discard(mine)  # a namespace file that was never mounted, or a path to our own
     pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and _identity(entry) in identities]
     return [Process(pid, _stat(pid)[1]) for pid in pids]
 
@@ -127,7 +135,7 @@ def _stat(pid: int) -> tuple[str, int]:
     return fields[0], int(fields[19])
 
 
-def _identity(pid: str) -> tuple[int, int] | None:
+def _identity(pid: str) -> Identity | None:
     try:
         found = os.stat(f"/proc/{pid}/ns/net")
     except (FileNotFoundError, ProcessLookupError, PermissionError):

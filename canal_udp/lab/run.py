@@ -71,13 +71,12 @@ def down(lab_state: LabState, say: Say = silent) -> None:
         for record in lab_state.records("sysctl"):
             Path(record["path"]).write_text(record["value"], encoding="ascii")
         names = lab_state.namespaces()
-        running = {*lab_state.every_process(), *processes.inside(names)}
-        processes.end([process for process in running if process.state != "gone"], GRACE_S)
-        while left := existing_namespaces().intersection(
-            names
-        ):  # an `ip` that outlived a killed `up` may still add some
-            for name in left:
-                _delete_namespace(name)
+        with processes.held(names) as identities:
+            _end([*lab_state.every_process(), *processes.inside(identities)])
+            while left := existing_namespaces().intersection(names):
+                for name in left:  # again: an `ip` that outlived a killed `up` may still add some
+                    _delete_namespace(name)
+            _end(processes.inside(identities))  # what was on its way in when we looked first; nobody comes in any more
         lab_state.remove()
 
 
@@ -160,10 +159,13 @@ def _bring_up(lab: Lab, lab_state: LabState, say: Say) -> None:
 def start_daemon(lab: Lab, node: Node, lab_state: LabState) -> Process:
     """Start the daemon of a node; `wait_ready` says when it serves."""
     env = {"CANAL_LAB": lab.name}
-    process = processes.spawn(
-        plan.netns(lab, node.name), commands.daemon(lab, node, lab_state), lab_state.log("daemon", node.name), env
-    )
-    lab_state.record_process("daemon", node.name, process)
+    return _start(lab, "daemon", node, commands.daemon(lab, node, lab_state), env, lab_state)
+
+
+def _start(lab: Lab, role: str, node: Node, argv: list[str], env: dict[str, str], lab_state: LabState) -> Process:
+    with _uninterrupted():  # a process that the journal does not have would stay
+        process = processes.spawn(plan.netns(lab, node.name), argv, lab_state.log(role, node.name), env)
+        lab_state.record_process(role, node.name, process)
     return process
 
 
@@ -245,8 +247,7 @@ def _start_forwarder(lab: Lab, node: Node, others: list[foreign.Peer], lab_state
     if old:
         processes.end([old], GRACE_S)
     argv = [str(foreign.forwarder_program()), *foreign.forwarder_args(lab, node, others)]
-    process = processes.spawn(plan.netns(lab, node.name), argv, lab_state.log("forwarder", node.name), {})
-    lab_state.record_process("forwarder", node.name, process)
+    process = _start(lab, "forwarder", node, argv, {}, lab_state)
     deadline = time.monotonic() + READY_TIMEOUT_S
     while "LOWER_UP" not in host.run(["ip", "-n", plan.netns(lab, node.name), "link", "show", foreign.TUN]):
         if process.state == "gone" or time.monotonic() > deadline:
@@ -280,6 +281,10 @@ def _remove_quietly(lab_state: LabState) -> None:
     """After a failed or interrupted `up`; a second Ctrl-C waits until it is done."""
     with _uninterrupted(), contextlib.suppress(CanalError):  # the first error counts; `canal lab down` tries again
         down(lab_state)
+
+
+def _end(found: list[Process]) -> None:
+    processes.end([process for process in set(found) if process.state != "gone"], GRACE_S)
 
 
 def _delete_namespace(name: str) -> None:

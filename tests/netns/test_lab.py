@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.labs import Lab, canal, output, start, wait_until
+from tests.netns.labs import Lab, canal, output, processes_of, start, wait_until
 
 pytest_plugins = ("tests.netns.lab_fixtures",)
 
@@ -101,6 +101,17 @@ def test_a_lab_that_cannot_come_up_leaves_nothing_unless_asked(lab: Lab, tmp_pat
     assert bool(lab.namespaces()) == keep
     if keep:
         lab.down()
+    lab.assert_nothing_left()
+
+
+def test_what_starts_while_a_lab_is_taken_down_is_ended_too(lab: Lab) -> None:
+    lab.up(KERNEL)
+    space, late = f"{lab.name}-a1", f"sleep {3600 + os.getpid()}"
+    shell = subprocess.Popen(["ip", "netns", "exec", space, "sh", "-c", f"trap '{late} & wait' TERM; sleep 3600"])
+    wait_until(lambda: len(output("ip", "netns", "pids", space).split()) == 2, "the shell sleeps")
+    lab.down()
+    assert shell.wait() == -signal.SIGKILL, "it was asked to end, and started something instead"
+    assert [line for line in processes_of(late) if line.strip() == late] == []
     lab.assert_nothing_left()
 
 
