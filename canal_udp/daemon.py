@@ -40,6 +40,7 @@ from canal_udp.actions import (
 from canal_udp.cni.ipam import Ipam
 from canal_udp.config import DaemonConfig, parse_listen
 from canal_udp.control.acquire import Claim, Previous
+from canal_udp.control.bell import rung
 from canal_udp.control.store import open_store
 from canal_udp.control.subnet_env import previous_subnets, read, replace_file
 from canal_udp.daemon_api import Server, Service
@@ -184,6 +185,7 @@ class Daemon:
                 await self._have_pool()
                 for action in actions:
                     queue.extend(await self._perform(action))
+            self.prober.notice()
             self._tell_supervisor()
 
     async def _perform(self, action: Action) -> list[Event]:
@@ -244,8 +246,8 @@ class Daemon:
 
     async def _tick(self) -> None:
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), TICK_S)
+            announced = await rung(self._look, TICK_S)
+            if announced:
                 await asyncio.sleep(DEBOUNCE_S)
             self._look.clear()
             began = now()
@@ -254,7 +256,8 @@ class Daemon:
                 events = await self.hands.inspect(self.wish, peers, began)
             if events or self._pool_problem or self.node.is_due(began):
                 await self.apply(Tick(), *events)
-            await asyncio.sleep(min(REST * (now() - began), REST_MAX_S))
+            if announced:
+                await asyncio.sleep(min(REST * (now() - began), REST_MAX_S))
 
     def _wake(self) -> None:
         self._look.set()

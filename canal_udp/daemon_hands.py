@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
@@ -236,7 +236,7 @@ class Hands:
         """Repair what someone else changed; returns what only the node can decide about."""
         changed, self._changed = self._changed, set()
         changed.update(self._rounds.due(self._links, now))
-        events = self._missing()
+        events = self._missing(changed)
         gone = {one.name for one in events if isinstance(one, DeviceGone | NamespaceGone)}
         for name in changed - gone:
             if name in self._links:
@@ -250,12 +250,13 @@ class Hands:
         self._forwarder.reclaim()
         return events
 
-    def _missing(self) -> list[Event]:
+    def _missing(self, changed: Set[str]) -> list[Event]:
+        """Namespaces go without a word, devices do not."""
         found: list[Event] = []
         for name, one in self._devices.items():
             if one.device.netns and self._host.inode(one.device.netns) != one.tun.inode:
                 found.append(NamespaceGone(name))
-            elif not one.tun.alive:
+            elif name in changed and not one.tun.alive:
                 found.append(DeviceGone(name))
         return found
 

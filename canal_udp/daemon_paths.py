@@ -7,11 +7,11 @@ Threads    the loop's.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
 from canal_udp.actions import Event, IPAddress, MtuLearned
+from canal_udp.control.bell import rung
 from canal_udp.control.path_mtu import Knowledge, Path, PathMtus
 from canal_udp.errors import DeviceError
 from canal_udp.logs import event
@@ -19,7 +19,7 @@ from canal_udp.node import Node
 from canal_udp.tunnel.host import AnyEcho, Host
 
 LOG = logging.getLogger("canal.paths")
-LOOK_S = 0.5  # until a new peer is noticed
+NEVER_S = 86400.0  # nothing to do before someone says so
 
 
 class PathProber:
@@ -42,6 +42,11 @@ class PathProber:
     def knowledge(self, address: IPAddress) -> Knowledge:
         """Whether the MTU towards a peer was verified."""
         return self._mtus.knowledge(address)
+
+    def notice(self) -> None:
+        """Look whether the node has other paths now."""
+        if self._known is not self._node.paths:
+            self._wake.set()
 
     async def run(self) -> None:
         """Work for ever; a host without raw sockets has paths that are never verified."""
@@ -68,6 +73,7 @@ class PathProber:
         self._wake.set()
 
     async def _turn(self) -> None:
+        self._wake.clear()
         now = self._clock()
         if self._known is not self._node.paths:
             self._known = self._node.paths
@@ -80,9 +86,7 @@ class PathProber:
             event(LOG, "warning", "path.black_hole", peer=one.address, carries_bytes=outer)
             await self._apply(MtuLearned(one.address, outer))
         due = self._mtus.next_at
-        self._wake.clear()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), LOOK_S if due is None else min(max(due - now, 0.001), LOOK_S))
+        await rung(self._wake, NEVER_S if due is None else max(due - now, 0.001))
 
     def _close(self) -> None:
         for echo in self._sockets.values():

@@ -17,6 +17,7 @@ from canal_udp.actions import Event, LeaseHeld, LeasesSeen, NetworkKnown, StoreS
 from canal_udp.config import DaemonConfig
 from canal_udp.control import tenure
 from canal_udp.control.acquire import Claim, Previous, acquire, keep
+from canal_udp.control.bell import rung
 from canal_udp.control.lease import Lease
 from canal_udp.control.network import NetworkConfig
 from canal_udp.control.store import LeaseSnapshot, Store
@@ -121,8 +122,7 @@ class Keeper:
     async def _renew(self, network: NetworkConfig) -> None:
         before = Instant(_boottime(), time.time())
         while True:
-            await _wait(self._touched, LOOK_S)
-            touched = self._touched.is_set()
+            touched = await rung(self._touched, LOOK_S)
             self._touched.clear()
             now = Instant(_boottime(), time.time())
             gap = None if touched else tenure.clock_gap(before, now, LOOK_S)
@@ -150,13 +150,6 @@ def _stands(own: Lease, snapshot: LeaseSnapshot) -> bool:
 def _boottime() -> float:
     """Seconds that nobody sets and that go on while the machine is suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-async def _wait(flag: asyncio.Event, timeout_s: float) -> None:
-    try:
-        await asyncio.wait_for(flag.wait(), timeout_s)
-    except TimeoutError:
-        return
 
 
 async def _first_failure(*works: Awaitable[None]) -> None:

@@ -1,4 +1,4 @@
-"""Wakes every watcher of a store; a ring between two waits is never missed."""
+"""Waiting to be woken: every watcher of a store by one ring, anyone by an event or by time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Bell:
-    """thread: the event loop."""
+    """A ring between two waits is never missed. thread: the event loop."""
 
     def __init__(self) -> None:
         self._hearers: set[asyncio.Event] = set()
@@ -29,3 +29,23 @@ class Bell:
 
     def __bool__(self) -> bool:
         return bool(self._hearers)
+
+
+async def rung(event: asyncio.Event, timeout_s: float) -> bool:
+    """Wait until the event is set, and set it when that takes too long; tell whether someone else did.
+
+    Limits     for one waiter. asyncio.wait_for would do, with a task and an exception for every second of idling.
+    """
+    late = False
+
+    def ring() -> None:
+        nonlocal late
+        late = True
+        event.set()
+
+    timer = asyncio.get_running_loop().call_later(timeout_s, ring)
+    try:
+        await event.wait()
+    finally:
+        timer.cancel()
+    return not late

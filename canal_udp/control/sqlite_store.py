@@ -11,14 +11,13 @@ Invariants  a watch that falls behind gets a snapshot.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from canal_udp.control.bell import Bell
+from canal_udp.control.bell import Bell, rung
 from canal_udp.control.inotify import LOST, FolderWatch
 from canal_udp.control.sqlite import Database
 from canal_udp.control.store import Batch, Entry, Snapshot, TypedStore
@@ -140,8 +139,7 @@ class _Doorbell:
 
     async def rung(self, timeout_s: float) -> None:
         """Wait until it rings, no longer than that."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._rung.wait(), timeout_s)
+        await rung(self._rung, timeout_s)
 
     def detach(self) -> None:
         """Stop listening."""
