@@ -61,6 +61,7 @@ TABLES: Mapping[int, tuple[str, str]] = {
     lib.CANAL_TABLE_FIB: ("fib", "struct canal_fib_entry"),
     lib.CANAL_TABLE_PORT: ("port", "struct canal_port_config"),
     lib.CANAL_TABLE_CONFIG: ("config", "struct canal_dp_config"),
+    lib.CANAL_TABLE_RULE: ("rules", "struct canal_rule"),
 }
 INPUT_TABLES = (lib.CANAL_TABLE_NODE, lib.CANAL_TABLE_VTEP, lib.CANAL_TABLE_FIB)
 ABOUT_A_VALUE = (lib.CANAL_EINVAL, lib.CANAL_ERANGE, lib.CANAL_EDUP)
@@ -88,7 +89,7 @@ def _about(fault: CData, rows: Mapping[int, Array], problem: str) -> str:
     """`fib[17].target = 0x20000009: index beyond 3 vteps`, as far as the tables are at hand."""
     name, struct = TABLES[fault.table]
     member = next((name for name, at in ffi.typeof(struct).fields if at.offset == fault.field), f"byte {fault.field}")
-    one_row = fault.table not in (lib.CANAL_TABLE_VTEP, lib.CANAL_TABLE_FIB)
+    one_row = fault.table not in (lib.CANAL_TABLE_VTEP, lib.CANAL_TABLE_FIB, lib.CANAL_TABLE_RULE)
     place = f"{name}.{member}" if one_row else f"{name}[{fault.row}].{member}"
     table = rows.get(fault.table)
     if table is None or table.dtype.names is None or fault.row >= len(table) or member not in table.dtype.names:

@@ -52,7 +52,8 @@ enum canal_err {
 	CANAL_ESYS = -6      /* a system call failed: fault.sys_errno          */
 };
 
-enum canal_table { CANAL_TABLE_NODE = 0, CANAL_TABLE_VTEP = 1, CANAL_TABLE_FIB = 2, CANAL_TABLE_PORT = 3, CANAL_TABLE_CONFIG = 4 };
+enum canal_table { CANAL_TABLE_NODE = 0, CANAL_TABLE_VTEP = 1, CANAL_TABLE_FIB = 2, CANAL_TABLE_PORT = 3, CANAL_TABLE_CONFIG = 4,
+                   CANAL_TABLE_RULE = 5 };
 
 enum canal_verdict { CANAL_DENY = 0, CANAL_ALLOW = 1 };
 enum canal_encap { CANAL_ENCAP_UDP = 0, CANAL_ENCAP_VXLAN = 1 };
@@ -360,6 +361,29 @@ struct canal_frame {
  * out. Returns the number of out frames. thread: control, while the worker does not run. */
 int canal_process(struct canal_dp *dp, const uint8_t *bytes, const struct canal_frame *in, size_t n, uint64_t now_ms,
                   uint8_t *out, size_t out_size, struct canal_frame *out_frames, size_t n_out);
+
+/* ---- classifier: five fields -> the first rule that holds ----------------------------------------------------------------- */
+
+#define CANAL_RULES_MAX 1048576
+#define CANAL_RULE_ANY_PROTO 1    /* whatever proto says                                                          */
+
+struct canal_rule {
+	uint8_t src[16], dst[16]; /* prefixes, host bits zero                                                     */
+	uint16_t sport_lo, sport_hi, dport_lo, dport_hi;   /* host order, both ends included; a packet without ports has 0 */
+	uint8_t src_plen, dst_plen;   /* 0..32 or 0..128                                                          */
+	uint8_t family;           /* 4, 6, or 0: both, with empty prefixes of all zeros                           */
+	uint8_t proto;
+	uint32_t flags;           /* CANAL_RULE_*                                                                 */
+};
+
+struct canal_classifier;
+
+/* Check, copy and freeze; an earlier rule goes before a later one. CANAL_ERANGE: too many rules, or too many that overlap.
+ * thread: any. On error *out is NULL and *fault says which row. */
+int canal_classifier_build(const struct canal_rule *rules, size_t n, struct canal_classifier **out, struct canal_fault *fault);
+void canal_classifier_free(struct canal_classifier *classifier);
+/* rows[i]: the first rule that holds for flows[i], or the number of rules. thread: any. */
+int canal_classify(const struct canal_classifier *classifier, const struct canal_flow *flows, size_t n, uint32_t *rows);
 /* cdef: end */
 
 #endif
