@@ -106,9 +106,8 @@ class RealHost:
             found = socket.link(name=ifname)
             if found is None:
                 return frozenset()
-            index = int(found["index"])
             routes = ((address, socket.route_to(address)) for address in addresses)
-            return frozenset(address for address, route in routes if route is not None and route[0] == index)
+            return frozenset(address for address, route in routes if route is not None and route[0] == found.index)
 
     def sysctl(self, path: str) -> str:
         """Read a sysctl of this namespace."""

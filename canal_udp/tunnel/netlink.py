@@ -1,7 +1,7 @@
 """Links, addresses, routes and sysctls of one network namespace: looked at, and brought to the wanted state.
 
-Structure  requests are made and read with pyroute2's message classes over a socket of our own. Its AsyncIPRoute cannot
-           run in uvloop (no AF_NETLINK there), and the kernel answers before `send` returns: a plain call is enough.
+Structure  messages are those of `rtnetlink`, over a plain blocking socket: the kernel answers before `send` returns, so
+           there is nothing to wait for in the loop (and uvloop has no AF_NETLINK).
 Invariant  level-triggered: `reconcile` reads, compares, changes the difference; called again it changes nothing.
            Our routes carry our own protocol number; no other route is ever deleted.
 Threads    a `Netlink` belongs to the thread that uses it; inside a pod's namespace, to the thread that entered it.
@@ -13,37 +13,22 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-
-from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-from pyroute2.netlink.rtnl.marshal import MarshalRtnl
-from pyroute2.netlink.rtnl.rtmsg import rtmsg
+from typing import Self
 
 from canal_udp.actions import IPAddress, IPInterface, IPNetwork, Link
 from canal_udp.errors import DeviceError
+from canal_udp.tunnel import rtnetlink as rt
 from canal_udp.underlay import Interface, LocalAddress
 
 ROUTE_PROTOCOL = 85  # free in iproute2's rt_protos; `ip route show proto 85` lists what is ours
 
-_RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK = 16, 17, 18
-_RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
-_RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_REQUEST, _ACK, _DUMP, _REPLACE, _CREATE = 0x001, 0x004, 0x300, 0x100, 0x400
 _SOL_NETLINK, _GET_STRICT_CHK = 270, 12
 _LINKS, _ADDRESSES, _ROUTES, _RULES = 0x1, 0x10 | 0x100, 0x40 | 0x400, 0x80 | 0x40000  # groups, IPv4 | IPv6
 _NETCONF = 0x800000 | 0x1000000  # the sysctls forwarding and rp_filter; no others are announced
 _GROUPS = _LINKS | _ADDRESSES | _ROUTES | _RULES | _NETCONF
-_IFF_UP = 0x1
-_IFA_F_TEMPORARY, _IFA_F_NODAD, _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x01, 0x02, 0x20, 0x80
-_TABLE_MAIN, _SCOPE_UNIVERSE, _SCOPE_LINK, _UNICAST = 254, 0, 253, 1
 _LOOPBACK_INDEX = 1
-
-Message = Any  # a dict of pyroute2, which carries no types
 
 
 class NetlinkError(DeviceError):
@@ -62,7 +47,6 @@ class Netlink:
         self._socket.bind((0, 0))
         self._socket.settimeout(5.0)
         self._socket.setsockopt(_SOL_NETLINK, _GET_STRICT_CHK, 1)  # dumps take filters
-        self._marshal = MarshalRtnl()
         self._sequence = 0
 
     def __enter__(self) -> Self:
@@ -77,150 +61,120 @@ class Netlink:
         """Close the socket."""
         self._socket.close()
 
-    def request(self, message: Message, kind: int, flags: int, what: str) -> list[Message]:
-        """Return the kernel's answers to one request.
+    def request(self, kind: int, flags: int, body: bytes, what: str) -> list[bytes]:
+        """Return the bodies of the kernel's answers to one request.
 
         Raises     NetlinkError, its text beginning with `what`.
         """
         self._sequence += 1
-        message["header"].update({"type": kind, "flags": flags | _REQUEST, "sequence_number": self._sequence, "pid": 0})
-        message.encode()
         try:
-            self._socket.send(message.data)
+            self._socket.send(rt.request(kind, flags, self._sequence, body))
             return list(self._answers(flags, what))
         except OSError as error:
             raise NetlinkError(what, error.errno or errno.EIO) from error
 
-    def _answers(self, flags: int, what: str) -> Iterator[Message]:
+    def _answers(self, flags: int, what: str) -> Iterator[bytes]:
         while True:
-            for answer in self._marshal.parse(self._socket.recv(1 << 18)):
-                header = answer["header"]
-                if header["sequence_number"] != self._sequence:
+            for answer in rt.messages(self._socket.recv(1 << 18)):
+                if answer.sequence != self._sequence:
                     continue
-                if header["type"] == _NLMSG_ERROR:
-                    if header["error"] is None:
-                        return
-                    raise NetlinkError(what, int(header["error"].code))
-                if header["type"] == _NLMSG_DONE:
+                if answer.kind == rt.ERROR:
+                    code = rt.error_of(answer.body)
+                    if code:
+                        raise NetlinkError(what, code)
                     return
-                yield answer
-                if not flags & (_DUMP | _ACK):
+                if answer.kind == rt.DONE:
+                    return
+                yield answer.body
+                if not flags & (rt.DUMP | rt.ACK):
                     return
 
     # what is there
 
-    def link(self, *, name: str = "", index: int = 0) -> Message | None:
+    def link(self, *, name: str = "", index: int = 0) -> rt.Link | None:
         """Return one link, or None."""
-        message = ifinfmsg()
-        message["index"] = index
-        if name:
-            message["attrs"] = [("IFLA_IFNAME", name)]
         try:
-            return self.request(message, _RTM_GETLINK, 0, f"link {name or index}")[0]
+            return rt.link_of(self.request(rt.GETLINK, 0, rt.link(index, name), f"link {name or index}")[0])
         except NetlinkError as error:
             if error.code in {errno.ENODEV, errno.ENOENT}:
                 return None
             raise
 
-    def addresses(self, index: int = 0) -> list[Message]:
+    def addresses(self, index: int = 0) -> list[rt.Address]:
         """Return the addresses of one link, or of all."""
-        message = ifaddrmsg()
-        message["index"] = index
-        return self.request(message, _RTM_GETADDR, _DUMP, "addresses")
+        return [rt.address_of(body) for body in self.request(rt.GETADDR, rt.DUMP, rt.address(index), "addresses")]
 
-    def routes(self, family: int, *, protocol: int = 0, index: int = 0) -> list[Message]:
+    def routes(self, family: int, *, protocol: int = 0, index: int = 0) -> list[rt.Route]:
         """Return the main table's routes, through one link only if `index`."""
-        message = rtmsg()
-        message["family"], message["table"], message["proto"], message["type"] = family, _TABLE_MAIN, protocol, 0
-        if index:
-            message["attrs"] = [("RTA_OIF", index)]
-        return self.request(message, _RTM_GETROUTE, _DUMP, "routes")
+        body = rt.routes(family, protocol, index)
+        return [rt.route_of(found) for found in self.request(rt.GETROUTE, rt.DUMP, body, "routes")]
 
     def route_to(self, address: IPAddress) -> tuple[int, IPAddress | None] | None:
         """Return interface index and source address with which the kernel would send there; None if it would not."""
-        message = rtmsg()
-        message["family"], message["dst_len"] = _family(address), address.max_prefixlen
-        message["attrs"] = [("RTA_DST", str(address))]
         try:
-            found = self.request(message, _RTM_GETROUTE, 0, f"route to {address}")[0]
+            found = rt.route_of(self.request(rt.GETROUTE, 0, rt.route_to(address), f"route to {address}")[0])
         except NetlinkError:
             return None
-        source = found.get_attr("RTA_PREFSRC")
-        return int(found.get_attr("RTA_OIF") or 0), ip_address(source) if source else None
+        return found.index, found.source
 
     def interfaces(self) -> tuple[Interface, ...]:
         """Return the links with their addresses, in the kernel's order."""
         by_index: dict[int, list[LocalAddress]] = {}
-        for found in self.addresses():
-            flags = found.get_attr("IFA_FLAGS") or found["flags"]
-            by_index.setdefault(found["index"], []).append(
+        for one in self.addresses():
+            by_index.setdefault(one.index, []).append(
                 LocalAddress(
-                    _address_of(found).ip,
-                    deprecated=bool(flags & _IFA_F_DEPRECATED),
-                    temporary=bool(flags & _IFA_F_TEMPORARY),
-                    permanent=bool(flags & _IFA_F_PERMANENT),
+                    one.interface.ip,
+                    deprecated=bool(one.flags & rt.IFA_DEPRECATED),
+                    temporary=bool(one.flags & rt.IFA_TEMPORARY),
+                    permanent=bool(one.flags & rt.IFA_PERMANENT),
                 )
             )
-        links = self.request(ifinfmsg(), _RTM_GETLINK, _DUMP, "links")
+        links = [rt.link_of(body) for body in self.request(rt.GETLINK, rt.DUMP, rt.link(), "links")]
         return tuple(
             Interface(
-                link["index"],
-                str(link.get_attr("IFLA_IFNAME")),
-                int(link.get_attr("IFLA_MTU") or 0),
-                bool(link["flags"] & _IFF_UP),
-                tuple(by_index.get(link["index"], ())),
+                link.index, link.name, link.mtu, bool(link.flags & rt.IFF_UP), tuple(by_index.get(link.index, ()))
             )
             for link in links
         )
 
     def default_routes(self) -> tuple[int, ...]:
         """Return the interface indices of the default routes, IPv4 first, best metric first."""
-        found = []
-        for family in (socket.AF_INET, socket.AF_INET6):
-            for route in self.routes(family):
-                if route["dst_len"] != 0 or route["proto"] == ROUTE_PROTOCOL:
-                    continue
-                hops = route.get_attr("RTA_MULTIPATH") or []
-                index = route.get_attr("RTA_OIF") or (hops[0]["oif"] if hops else 0)
-                found.append((family != socket.AF_INET, int(route.get_attr("RTA_PRIORITY") or 0), int(index)))
+        found = [
+            (route.destination.version, route.priority, route.index)
+            for family in (socket.AF_INET, socket.AF_INET6)
+            for route in self.routes(family)
+            if not route.destination.prefixlen and route.protocol != ROUTE_PROTOCOL
+        ]
         return tuple(index for _, _, index in sorted(found))
 
     # changes
 
-    def set_link(self, index: int, *, up: bool | None = None, **attributes: int | str) -> None:
-        """Set a link's flags and attributes (mtu, txqlen, gso_max_segs)."""
-        message = ifinfmsg()
-        message["index"] = index
-        if up is not None:
-            message["flags"], message["change"] = (_IFF_UP if up else 0), _IFF_UP
-        message["attrs"] = [(f"IFLA_{name.upper()}", value) for name, value in attributes.items()]
-        self.request(message, _RTM_NEWLINK, _ACK, f"link {index} {attributes or ''}")
+    def set_link(self, index: int, *, up: bool | None = None, **numbers: int) -> None:
+        """Set a link's flags and numbers (mtu, txqlen, gso_max_segs)."""
+        self.request(rt.NEWLINK, rt.ACK, rt.link(index, "", up, **numbers), f"link {index} {numbers or ''}")
 
     def delete_link(self, index: int) -> None:
         """Delete a link."""
-        message = ifinfmsg()
-        message["index"] = index
-        self.request(message, _RTM_DELLINK, _ACK, f"delete link {index}")
+        self.request(rt.DELLINK, rt.ACK, rt.link(index), f"delete link {index}")
 
     def add_address(self, index: int, address: IPInterface) -> None:
         """Add an address, or refresh it."""
-        message = _address_message(index, address)
-        if address.version == 6:
-            message["flags"] = _IFA_F_NODAD
-        self.request(message, _RTM_NEWADDR, _ACK | _CREATE | _REPLACE, f"address {address}")
+        body = rt.address(index, address, rt.IFA_NODAD if address.version == 6 else 0)
+        self.request(rt.NEWADDR, rt.ACK | rt.CREATE | rt.REPLACE, body, f"address {address}")
 
     def delete_address(self, index: int, address: IPInterface) -> None:
         """Delete an address."""
-        self.request(_address_message(index, address), _RTM_DELADDR, _ACK, f"delete address {address}")
+        self.request(rt.DELADDR, rt.ACK, rt.address(index, address), f"delete address {address}")
 
     def add_route(self, index: int, destination: IPNetwork) -> None:
         """Add our route to `destination` through a link, in the place of any other to it."""
-        message = _route_message(index, destination)
-        self.request(message, _RTM_NEWROUTE, _ACK | _CREATE | _REPLACE, f"route {destination}")
+        body = rt.route(index, destination, ROUTE_PROTOCOL)
+        self.request(rt.NEWROUTE, rt.ACK | rt.CREATE | rt.REPLACE, body, f"route {destination}")
 
     def delete_route(self, index: int, destination: IPNetwork) -> None:
         """Delete our route to `destination` through a link."""
-        self.request(_route_message(index, destination), _RTM_DELROUTE, _ACK, f"delete route {destination}")
+        body = rt.route(index, destination, ROUTE_PROTOCOL)
+        self.request(rt.DELROUTE, rt.ACK, body, f"delete route {destination}")
 
 
 class Monitor:
@@ -262,13 +216,12 @@ def reconcile(link: Link) -> tuple[str, ...] | None:
         found = netlink.link(name=link.ifname)
         if found is None:
             return None
-        index = int(found["index"])
         if link.loopback_up:
             changes += _raise_loopback(netlink)
         changes += _reconcile_link(netlink, found, link)
-        changes += _reconcile_addresses(netlink, index, link)
+        changes += _reconcile_addresses(netlink, found.index, link)
         for family in (socket.AF_INET, socket.AF_INET6):
-            changes += _reconcile_routes(netlink, index, link, family)
+            changes += _reconcile_routes(netlink, found.index, link, family)
     return tuple(changes)
 
 
@@ -296,26 +249,24 @@ def read_sysctl(path: str) -> str:
 
 def _raise_loopback(netlink: Netlink) -> list[str]:
     found = netlink.link(index=_LOOPBACK_INDEX)
-    if found is None or found["flags"] & _IFF_UP:
+    if found is None or found.flags & rt.IFF_UP:
         return []
     netlink.set_link(_LOOPBACK_INDEX, up=True)
     return ["loopback up"]
 
 
-def _reconcile_link(netlink: Netlink, found: Message, link: Link) -> list[str]:
+def _reconcile_link(netlink: Netlink, found: rt.Link, link: Link) -> list[str]:
     wanted = {"mtu": link.mtu_bytes, "txqlen": link.txqlen, "gso_max_segs": link.gso_max_segs}
-    differs: dict[str, int | str] = {
-        name: value for name, value in wanted.items() if found.get_attr(f"IFLA_{name.upper()}") != value
-    }
-    up = bool(found["flags"] & _IFF_UP)
+    differs = {name: value for name, value in wanted.items() if getattr(found, name) != value}
+    up = bool(found.flags & rt.IFF_UP)
     if up and not differs:
         return []
-    netlink.set_link(int(found["index"]), up=True, **differs)
+    netlink.set_link(found.index, up=True, **differs)
     return [f"{name}={value}" for name, value in differs.items()] + ([] if up else ["up"])
 
 
 def _reconcile_addresses(netlink: Netlink, index: int, link: Link) -> list[str]:
-    found = {_address_of(message) for message in netlink.addresses(index)}
+    found = {one.interface for one in netlink.addresses(index)}
     changes = []
     for address in found - set(link.addresses):
         if any(address.version == network.version and address.ip in network for network in link.within):
@@ -331,42 +282,10 @@ def _reconcile_addresses(netlink: Netlink, index: int, link: Link) -> list[str]:
 def _reconcile_routes(netlink: Netlink, index: int, link: Link, family: int) -> list[str]:
     version = 4 if family == socket.AF_INET else 6
     wanted = {route for route in link.routes if route.version == version}
-    found = {_destination(message) for message in netlink.routes(family, protocol=ROUTE_PROTOCOL, index=index)}
+    found = {one.destination for one in netlink.routes(family, protocol=ROUTE_PROTOCOL, index=index)}
     for route in found - wanted:
         netlink.delete_route(index, route)
     missing = [route for route in link.routes if route.version == version and route not in found]
     for route in missing:
         netlink.add_route(index, route)
     return [f"route -{route}" for route in sorted(found - wanted, key=str)] + [f"route +{route}" for route in missing]
-
-
-def _family(address: IPAddress | IPNetwork | IPInterface) -> int:
-    return socket.AF_INET if address.version == 4 else socket.AF_INET6
-
-
-def _address_of(message: Message) -> IPInterface:
-    text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-    return ip_interface(f"{text}/{message['prefixlen']}")
-
-
-def _destination(message: Message) -> IPNetwork:
-    text = message.get_attr("RTA_DST") or ("0.0.0.0" if message["family"] == socket.AF_INET else "::")
-    return ip_network(f"{text}/{message['dst_len']}")
-
-
-def _address_message(index: int, address: IPInterface) -> Message:
-    message = ifaddrmsg()
-    message["index"], message["family"], message["prefixlen"] = index, _family(address), address.network.prefixlen
-    message["attrs"] = [("IFA_LOCAL", str(address.ip)), ("IFA_ADDRESS", str(address.ip))]
-    return message
-
-
-def _route_message(index: int, destination: IPNetwork) -> Message:
-    message = rtmsg()
-    message["family"], message["dst_len"] = _family(destination), destination.prefixlen
-    message["table"], message["proto"], message["type"] = _TABLE_MAIN, ROUTE_PROTOCOL, _UNICAST
-    message["scope"] = _SCOPE_LINK if destination.version == 4 else _SCOPE_UNIVERSE
-    message["attrs"] = [("RTA_OIF", index)]
-    if destination.prefixlen:
-        message["attrs"].insert(0, ("RTA_DST", str(destination.network_address)))
-    return message
