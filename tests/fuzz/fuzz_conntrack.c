@@ -5,9 +5,9 @@
  *
  *             step   | what, time | ends | ports | segment, owner |
  *
- * Invariants: table and array hold the same flows in the same states after every step; what a full table gives up was not settled; a
- *             port never owns more than its share; both directions find the same entry. (The states themselves are checked elsewhere:
- *             the array asks the same conntrack_state.c.)
+ * Invariants: table and array hold the same flows in the same states after every step; what a full table, or a full share, gives up was
+ *             not settled; a port never owns more than its share; both directions find the same entry. (The states themselves are
+ *             checked elsewhere: the array asks the same conntrack_state.c.)
  * Run:        clang-19 -std=c11 -D_GNU_SOURCE -g -O1 -fsanitize=fuzzer,address,undefined -I native -o /tmp/fuzz_conntrack \
  *                 tests/fuzz/fuzz_conntrack.c native/conntrack*.c && /tmp/fuzz_conntrack -max_total_time=60
  */
@@ -93,8 +93,8 @@ static struct ct_entry *raw(const struct twin *t, const struct canal_flow *flow)
 	return ct_table_find_one(t->ct, &key);
 }
 
-/* The table was full and took another flow: one of ours is gone, and it was one that may go. */
-static void forget_evicted(struct twin *t)
+/* The table, or the share of an owner, was full and took another flow: one of ours is gone, and it was one that may go. */
+static void forget_evicted(struct twin *t, uint32_t owner)
 {
 	uint32_t gone = 0;
 
@@ -104,18 +104,27 @@ static void forget_evicted(struct twin *t)
 		if (!row->used || raw(t, &row->original))
 			continue;
 		require(over(t, row) || !ct_state_settled(&row->entry));
+		require(owner == CT_NO_OWNER || row->entry.owner == owner);
 		row->used = false;
 		gone++;
 	}
 	require(gone == 1);
 }
 
-static bool may_evict(const struct twin *t)
+static bool may_evict(const struct twin *t, uint32_t owner)
 {
-	for (uint32_t i = 0; i < t->max; i++)
-		if (t->rows[i].used && (over(t, &t->rows[i]) || !ct_state_settled(&t->rows[i].entry)))
+	for (uint32_t i = 0; i < t->max; i++) {
+		const struct row *row = &t->rows[i];
+
+		if (row->used && (owner == CT_NO_OWNER || row->entry.owner == owner) && (over(t, row) || !ct_state_settled(&row->entry)))
 			return true;
+	}
 	return false;
+}
+
+static bool share_full(const struct twin *t, uint32_t owner)
+{
+	return owner != CT_NO_OWNER && count(t, owner) >= t->share;
 }
 
 static enum canal_drop refusal(struct twin *t, const struct canal_flow *flow, uint32_t owner, struct row *row)
@@ -126,9 +135,9 @@ static enum canal_drop refusal(struct twin *t, const struct canal_flow *flow, ui
 		return CANAL_DROP_CT_INVALID;
 	if (row)
 		row->used = false;
-	if (owner != CT_NO_OWNER && count(t, owner) >= t->share)
-		return CANAL_DROP_CT_SHARE;
-	if (count(t, CT_NO_OWNER) >= t->max && !may_evict(t))
+	if (share_full(t, owner))
+		return may_evict(t, owner) ? CANAL_DROP_NONE : CANAL_DROP_CT_SHARE;
+	if (count(t, CT_NO_OWNER) >= t->max && !may_evict(t, CT_NO_OWNER))
 		return CANAL_DROP_CT_FULL;
 	return CANAL_DROP_NONE;
 }
@@ -137,8 +146,10 @@ static struct row *open_row(struct twin *t, const struct canal_flow *flow, uint3
 {
 	struct row *row = t->rows;
 
-	if (count(t, CT_NO_OWNER) >= t->max)
-		forget_evicted(t);
+	if (share_full(t, owner))
+		forget_evicted(t, owner);
+	else if (count(t, CT_NO_OWNER) >= t->max)
+		forget_evicted(t, CT_NO_OWNER);
 	while (row->used)
 		row++;
 	*row = (struct row){ .used = true, .original = *flow, .entry = { .proto = flow->proto, .owner = owner } };
