@@ -186,6 +186,7 @@ class Daemon:
                 for action in actions:
                     queue.extend(await self._perform(action))
             self.prober.notice()
+            self._keeper.notice()
             self._tell_supervisor()
 
     async def _perform(self, action: Action) -> list[Event]:
@@ -253,7 +254,8 @@ class Daemon:
             began = now()
             peers = [ip for peer in self.node.peers.peers for ip in (peer.addr4, peer.addr6) if ip is not None]
             async with self._lock:
-                events = await self.hands.inspect(self.wish, peers, began)
+                found = await self.hands.inspect(self.wish, peers, began)
+            events = [one for one in found if self.node.is_news(one)]
             if events or self._pool_problem or self.node.is_due(began):
                 await self.apply(Tick(), *events)
             if announced:

@@ -25,7 +25,8 @@ from canal_udp.control.tenure import Instant, Tenure
 from canal_udp.errors import CanalError, ConfigError, LeaseLost, StoreConflict
 
 BACKOFF_S = (0.5, 1.0, 2.0, 4.0)
-LOOK_S = 1.0
+UNDERLAY_S = 1.0  # until it is looked for again
+LOOK_S = 3.0  # at the clocks: a pause is noticed by then
 
 Apply = Callable[[Event], Awaitable[None]]
 
@@ -41,7 +42,8 @@ class Keeper:
         self._rng = random.Random()
         self._tenure: Tenure | None = None
         self._claimed: Claim | None = None
-        self._touched = asyncio.Event()  # the watch saw our lease as we did not leave it
+        self._touched = False  # the watch saw our lease as we did not leave it
+        self._wake = asyncio.Event()
 
     async def run(self) -> None:
         """Work for ever."""
@@ -54,6 +56,11 @@ class Keeper:
                 await self._apply(StoreSeen(str(error) or type(error).__name__))
             failures = 0 if _boottime() - began > 10 * BACKOFF_S[-1] else failures + 1
             await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1])
+
+    def notice(self) -> None:
+        """Look whether the node claims something else now."""
+        if self._claimed is not None and self._claim() not in {None, self._claimed}:
+            self._wake.set()
 
     async def give_back(self) -> None:
         """Delete the lease: this node is leaving."""
@@ -93,7 +100,7 @@ class Keeper:
             claim = self._claim()
             if claim is not None:
                 return claim
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(UNDERLAY_S)
 
     # the lease
 
@@ -122,10 +129,12 @@ class Keeper:
     async def _renew(self, network: NetworkConfig) -> None:
         before = Instant(_boottime(), time.time())
         while True:
-            touched = await rung(self._touched, LOOK_S)
-            self._touched.clear()
+            limit_s = self._patience(before.boot_s)
+            woken = await rung(self._wake, limit_s)
+            self._wake.clear()
+            touched, self._touched = self._touched, False
             now = Instant(_boottime(), time.time())
-            gap = None if touched else tenure.clock_gap(before, now, LOOK_S)
+            gap = None if woken else tenure.clock_gap(before, now, limit_s)
             before = now
             claim = self._claim() or self._claimed
             assert self._tenure is not None and claim is not None
@@ -133,12 +142,19 @@ class Keeper:
             if touched or due != "hold" or claim != self._claimed:
                 await self._hold(network, claim)
 
+    def _patience(self, now_s: float) -> float:
+        """How long nothing needs to be done, unless someone says so."""
+        assert self._tenure is not None
+        due_s = tenure.renewal_at(self._tenure, self._config.lease_renew_margin_s)
+        return LOOK_S if due_s is None else min(max(due_s - now_s, 0.0), LOOK_S)
+
     async def _watch(self, snapshot: LeaseSnapshot) -> None:
         async for update in self._store.watch_leases(snapshot.revision):
             snapshot = snapshot.apply(update)
             await self._apply(LeasesSeen(snapshot))
             if self._tenure is not None and not _stands(self._tenure.lease, snapshot):
-                self._touched.set()
+                self._touched = True
+                self._wake.set()
 
 
 def _stands(own: Lease, snapshot: LeaseSnapshot) -> bool:

@@ -105,6 +105,15 @@ class Node:
         """Tell whether a Tick would change anything."""
         return self._agenda.is_due(now) or self._learned.expire(now) is not self._learned
 
+    def is_news(self, event: Event) -> bool:
+        """Tell whether an event says anything that was not known."""
+        match event:
+            case UnderlaySeen(underlay, problem):
+                return (underlay, problem) != (self.underlay, self._problems.get("underlay", ""))
+            case RoutesSeen(recursive):
+                return recursive != self.recursive
+        return True
+
     # facts
 
     def _take(self, event: Event, now: float) -> Iterator[Action]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from canal_udp.control.bell import Bell, rung
+import pytest
+
+from canal_udp.control.bell import Bell, on_the_beat, rung
 
 
 def test_every_hearer_hears_and_none_misses_a_ring() -> None:
@@ -40,3 +42,19 @@ def test_a_wait_that_is_cancelled_sets_nothing_later() -> None:
         assert not event.is_set()
 
     asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "now", "wait_s"),
+    [
+        (0.0, 7.3, 0.0),
+        (0.9, 7.3, 0.9),
+        (1.0, 7.25, 0.75),
+        (3.0, 7.25, 2.75),
+        (1.0, 8.0, 1.0),
+        (1.0, 7.99, 1.01),  # woken early
+        (1.0, 8.01, 0.99),  # woken late
+    ],
+)
+def test_who_waits_long_is_woken_with_the_others(timeout_s: float, now: float, wait_s: float) -> None:
+    assert on_the_beat(timeout_s, now) == pytest.approx(wait_s)

@@ -100,7 +100,7 @@ class World:
 
     def tick(self, seconds: float) -> World:
         self.now += seconds
-        return self.tell(Tick())
+        return self.tell(Tick()) if self.node.is_due(self.now) else self
 
     @property
     def forwarding(self) -> Forwarding:
@@ -391,6 +391,25 @@ def test_a_lost_underlay_keeps_the_last_one(world: World) -> None:
     world.tell(UnderlaySeen(None, "there is no default route"))
     assert world.true == before
     assert world.node.state == "degraded"
+
+
+def test_what_is_known_already_is_no_news(world: World) -> None:
+    other = replace(UNDERLAY, mtu_bytes=9000)
+    peers = frozenset({ip_address("192.0.2.2")})
+    asked = (UnderlaySeen(UNDERLAY), UnderlaySeen(other), UnderlaySeen(None, "x"), RoutesSeen(frozenset()),
+             RoutesSeen(peers), DeviceGone(HOST))  # fmt: skip
+    assert [world.node.is_news(event) for event in asked] == [False, True, True, False, True, True]
+    world.tell(UnderlaySeen(other), RoutesSeen(peers))
+    assert [world.node.is_news(event) for event in asked] == [True, False, True, True, False, True]
+    world.tell(UnderlaySeen(None, "x"))
+    assert world.node.is_news(UnderlaySeen(other))  # found again
+
+
+def test_nothing_is_due_while_all_is_well(world: World) -> None:
+    assert not world.node.is_due(1e9)
+    world.broken["device "] = "busy"
+    world.tell(DeviceGone(HOST))
+    assert [world.node.is_due(world.now + later) for later in (0.0, 0.5)] == [False, True]
 
 
 def test_an_unknown_backend_is_a_reason() -> None:

@@ -26,6 +26,7 @@ SMALL_BYTES = 128  # every path carries it
 RUNGS = 12  # sizes that a search asks for together
 CLOSE_ENOUGH = 8  # bytes between the largest that passed and the smallest that did not
 RATE = 20.0  # checks a second, however many peers there are
+TOGETHER_S = 1.0  # checks that are due so close to each other are one wakeup, on the daemon's beat
 FIRST_S = 0.2  # a new peer needs a moment to know us
 PATIENCE_S = (0.2, 1.0)  # wait for an answer at least and at most so long,
 ROUND_TRIPS = 4.0  # ... in between this many of the last round trip
@@ -157,7 +158,8 @@ class PathMtus:
 
     def _rest(self, state: _State, now: float) -> list[Found]:
         state.search = None
-        state.next_at = now + max(self._interval_s, len(self._states) / RATE)
+        pause_s = max(self._interval_s, len(self._states) / RATE)
+        state.next_at = round((now + pause_s) / TOGETHER_S) * TOGETHER_S
         return []
 
 

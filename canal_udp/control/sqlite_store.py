@@ -24,7 +24,7 @@ from canal_udp.control.store import Batch, Entry, Snapshot, TypedStore
 from canal_udp.errors import StoreUnavailable
 
 POLL_S = 0.05  # without inotify
-QUIET_S = 2.0  # with it: what expires is deleted by then, and what was not announced is found
+QUIET_S = 4.0  # with it: what expires is deleted by then, and what was not announced is found
 T = TypeVar("T")
 
 
