@@ -238,7 +238,8 @@ class Node:
         devices += [Device(one.name, one.ifname, one.netns, mtu_bytes, one.id) for one in self.endpoints.values()]
         yield from devices
         yield from (self._link(device) for device in devices if self._agenda.is_true(device))
-        if self._agenda.get(f"device {HOST}") is not None:
+        # not before the peers are known: their pods would be called unreachable
+        if self._agenda.get(f"device {HOST}") is not None and self.leases is not None:
             yield Published(forwarding)
         if self.published:
             yield File(self.config.subnet_file, self._subnet_env().text(), 0o644)

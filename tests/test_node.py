@@ -63,6 +63,7 @@ PEER = Lease(
 )
 UNDERLAY = Underlay("eth0", 1500, IPv4Address("192.0.2.1"), None, IPv4Address("192.0.2.1"), None)
 POD = Endpoint("default/a", "/run/netns/a", "boot/1", "eth0", (IPv4Address("10.244.1.2"),))
+ALONE = LeasesSeen(LeaseSnapshot(2, ()))
 START = (NetworkKnown(NETWORK), UnderlaySeen(UNDERLAY), LeaseHeld(OWN), LeasesSeen(LeaseSnapshot(2, (OWN, PEER))))
 
 
@@ -136,6 +137,13 @@ def test_nothing_happens_before_everything_is_known() -> None:
             assert world.node.state == "starting"
 
 
+def test_no_peer_is_called_unreachable_before_all_are_known() -> None:
+    world = World().tell(*START[:-1])
+    assert "device " in world.true and "forwarding" not in world.true
+    assert world.node.state == "starting"
+    assert "10.244.2.0/24" in world.tell(START[-1]).routes()
+
+
 def test_the_order_of_facts_does_not_matter(world: World) -> None:
     for events in itertools.permutations((*START, Attach(POD))):
         other = World().tell(*events)
@@ -185,7 +193,7 @@ def test_dual_stack() -> None:
     own = replace(OWN, subnet6=IPv6Network("fd00:0:0:1::/64"), public_ip6=IPv6Address("2001:db8::1"))
     underlay = replace(UNDERLAY, bind6=IPv6Address("2001:db8::1"), public_ip6=IPv6Address("2001:db8::1"))
     pod = replace(POD, ips=(*POD.ips, IPv6Address("fd00:0:0:1::2")))
-    world = World().tell(NetworkKnown(network), UnderlaySeen(underlay), LeaseHeld(own), Attach(pod))
+    world = World().tell(NetworkKnown(network), UnderlaySeen(underlay), LeaseHeld(own), Attach(pod), ALONE)
     assert world.link(HOST).addresses == (ip_interface("10.244.1.0/32"), ip_interface("fd00:0:0:1::/128"))
     assert ("net/ipv6/conf/all/forwarding", "1") in world.link(HOST).sysctls
     assert world.link("default/a").routes == (ip_network("0.0.0.0/0"), ip_network("::/0"))
@@ -222,7 +230,7 @@ def test_dual_stack() -> None:
     ],
 )
 def test_mtu(config: DaemonConfig, network: NetworkConfig, underlay: Underlay, mtu: int) -> None:
-    world = World(config).tell(NetworkKnown(network), UnderlaySeen(underlay), LeaseHeld(OWN), Attach(POD))
+    world = World(config).tell(NetworkKnown(network), UnderlaySeen(underlay), LeaseHeld(OWN), Attach(POD), ALONE)
     assert world.link(HOST).mtu_bytes == world.link("default/a").mtu_bytes == mtu
     env = world.true["file /r/subnet.env"]
     assert isinstance(env, File)
