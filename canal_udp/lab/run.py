@@ -10,6 +10,7 @@ Invariants `down` needs only the journal, works however far `up` came, and may b
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shlex
@@ -334,11 +335,21 @@ def _congestion_control_allowed(lab_state: LabState) -> Iterator[None]:
     """Let namespaces choose the congestion control of labs.
 
     A machine whose default is another one refuses it inside namespaces, even to root, unless it is in this list. The
-    list is as before when the lab is up; the journal knows it meanwhile.
+    list is as before when the lab is up; the journal knows it meanwhile. One lab at a time: two would restore each
+    other's change.
     """
+    with contextlib.ExitStack() as lock:
+        with contextlib.suppress(OSError):  # older kernels hide it from namespaces: labs take the default
+            fcntl.flock(lock.enter_context(_ALLOWED.open(encoding="ascii")), fcntl.LOCK_EX)
+        with _congestion_control_added(lab_state):
+            yield
+
+
+@contextmanager
+def _congestion_control_added(lab_state: LabState) -> Iterator[None]:
     try:
         before = _ALLOWED.read_text(encoding="ascii").strip()
-    except OSError:  # hidden from namespaces by older kernels: then labs take what is the default
+    except OSError:
         yield
         return
     if plan.CONGESTION_CONTROL in before.split() or not os.access(_ALLOWED, os.W_OK):  # read-only inside a container
