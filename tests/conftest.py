@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("tests.netns.bed", "tests.netns.labs", "tests.netns.nodes")  # failures show values
+
 NETNS = Path(__file__).parent / "netns"
 IN_CI = bool(os.environ.get("CI"))
 KERNEL_REASON = "kernel: "  # the running kernel lacks it, nothing that could have been installed

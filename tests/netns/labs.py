@@ -104,7 +104,7 @@ class Lab:
         wait_until(lambda: not processes_of(f"{self.root}/{self.name}/"), "processes of the lab are gone")
         assert processes_of(f"{self.name}-") == []
         assert not [line for line in Path("/proc/mounts").read_text().splitlines() if f"{self.name}-" in line]
-        assert machine() == self.machine
+        wait_until(lambda: machine() == self.machine, "the machine is as before")  # another lab may be coming up
 
 
 def machine() -> tuple[str, ...]:

@@ -107,7 +107,7 @@ def test_a_lab_that_cannot_come_up_leaves_nothing_unless_asked(lab: Lab, tmp_pat
 def test_what_starts_while_a_lab_is_taken_down_is_ended_too(lab: Lab) -> None:
     lab.up(KERNEL)
     space, late = f"{lab.name}-a1", f"sleep {3600 + os.getpid()}"
-    command = f"trap '{late} & trap \"\" TERM; exec sleep 3600' TERM; sleep 3600"
+    command = f"trap : TERM; while :; do {late}; done"
     shell = subprocess.Popen(["ip", "netns", "exec", space, "sh", "-c", command])
     wait_until(lambda: len(output("ip", "netns", "pids", space).split()) == 2, "the shell sleeps")
     lab.down()
