@@ -207,6 +207,15 @@ class MtuLearned:
 
     address: IPAddress
     mtu_bytes: int
+    told: bool = True  # by the kernel; else found out by trying
+
+
+@dataclass(frozen=True, slots=True)
+class MtuSeen:
+    """What the kernel says now of a path about which it told us before."""
+
+    address: IPAddress
+    mtu_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +254,6 @@ class StoreSeen:
 
 
 Event = (
-    Tick | UnderlaySeen | Done | Failed | DeviceGone | NamespaceGone | Attach | Detach | MtuLearned | RoutesSeen
-    | NetworkKnown | LeaseHeld | LeasesSeen | StoreSeen
+    Tick | UnderlaySeen | Done | Failed | DeviceGone | NamespaceGone | Attach | Detach | MtuLearned | MtuSeen
+    | RoutesSeen | NetworkKnown | LeaseHeld | LeasesSeen | StoreSeen
 )  # fmt: skip

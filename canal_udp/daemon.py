@@ -254,7 +254,7 @@ class Daemon:
             began = now()
             peers = [ip for peer in self.node.peers.peers for ip in (peer.addr4, peer.addr6) if ip is not None]
             async with self._lock:
-                found = await self.hands.inspect(self.wish, peers, began)
+                found = await self.hands.inspect(self.wish, peers, self.node.told, began)
             events = [one for one in found if self.node.is_news(one)]
             if events or self._pool_problem or self.node.is_due(began):
                 await self.apply(Tick(), *events)

@@ -28,6 +28,7 @@ from canal_udp.actions import (
     Goal,
     IPAddress,
     Link,
+    MtuSeen,
     NamespaceGone,
     Published,
     RoutesSeen,
@@ -232,8 +233,13 @@ class Hands:
 
         asyncio.get_running_loop().add_reader(monitor.fileno(), rang)
 
-    async def inspect(self, wish: Wish, peers: Iterable[IPAddress], now: float) -> list[Event]:
-        """Repair what someone else changed; returns what only the node can decide about."""
+    async def inspect(
+        self, wish: Wish, peers: Iterable[IPAddress], told: Iterable[IPAddress], now: float
+    ) -> list[Event]:
+        """Repair what someone else changed; returns what only the node can decide about.
+
+        Arguments  told: peers of whose path the kernel told us something.
+        """
         changed, self._changed = self._changed, set()
         changed.update(self._rounds.due(self._links, now))
         events = self._missing(changed)
@@ -243,6 +249,7 @@ class Hands:
                 events += await self._repair(self._links[name])
         if HOST in changed:
             events += await self._look_around(wish, peers)
+            events += await self._path_mtus(told)
             self._warn_of_rp_filter()
         for file in self._files.values():
             if not file.path.exists():
@@ -280,6 +287,16 @@ class Hands:
         except (CanalError, OSError) as error:
             event(LOG, "warning", "routes.unknown", reason=error)
             self._changed.add(HOST)  # ask again in the next turn
+        return events
+
+    async def _path_mtus(self, addresses: Iterable[IPAddress]) -> list[Event]:
+        """What the kernel told of a path ends with what made it so: it is asked again when a link or route changed."""
+        events: list[Event] = []
+        for address in addresses:
+            try:
+                events.append(MtuSeen(address, await self.blocking(lambda at=address: self._host.path_mtu(at))))  # type: ignore[misc]
+            except (CanalError, OSError) as error:  # no route now: whatever brings one announces it
+                event(LOG, "debug", "path.unknown", peer=address, reason=error)
         return events
 
     def _warn_of_rp_filter(self) -> None:

@@ -84,7 +84,7 @@ class PathProber:
         for one in found:
             outer = one.mtu_bytes + self._node.overhead_to(one.address)
             event(LOG, "warning", "path.black_hole", peer=one.address, carries_bytes=outer)
-            await self._apply(MtuLearned(one.address, outer))
+            await self._apply(MtuLearned(one.address, outer, told=False))
         due = self._mtus.next_at
         await rung(self._wake, NEVER_S if due is None else max(due - now, 0.001))
 

@@ -33,6 +33,7 @@ from canal_udp.actions import (
     Link,
     Log,
     MtuLearned,
+    MtuSeen,
     NamespaceGone,
     NetworkKnown,
     Published,
@@ -112,6 +113,8 @@ class Node:
                 return (underlay, problem) != (self.underlay, self._problems.get("underlay", ""))
             case RoutesSeen(recursive):
                 return recursive != self.recursive
+            case MtuSeen(address, mtu_bytes):
+                return self._learned.confirm(address, mtu_bytes) is not self._learned
         return True
 
     # facts
@@ -145,10 +148,13 @@ class Node:
                 for kind in ("link", "device"):
                     self._agenda.lost(f"{kind} {name}")
                 yield Log("warning", "device.gone", (("name", name or "host"),))
-            case MtuLearned(address, mtu_bytes):
-                before, self._learned = self._learned, self._learned.learn(address, mtu_bytes, now)
+            case MtuLearned(address, mtu_bytes, told):
+                before, self._learned = self._learned, self._learned.learn(address, mtu_bytes, now, told=told)
                 if before.mtu_of(address, 0xFFFF) != self._learned.mtu_of(address, 0xFFFF):  # each lost packet says it
                     yield Log("info", "mtu.learned", (("peer", address), ("mtu_bytes", mtu_bytes)))
+            case MtuSeen(address, mtu_bytes):
+                self._learned = self._learned.confirm(address, mtu_bytes)
+                yield Log("info", "mtu.confirmed", (("peer", address), ("mtu_bytes", mtu_bytes)))
             case RoutesSeen(recursive):
                 yield from self._take_recursive(recursive)
 
@@ -165,6 +171,7 @@ class Node:
         yield from self._note("underlay", problem)
         if underlay is not None and underlay != self.underlay:
             self.underlay = underlay
+            self._learned = self._learned.forget_found()
             addresses = [str(ip) for ip in (underlay.public_ip, underlay.public_ip6) if ip]
             fields = (
                 ("iface", underlay.interface),
@@ -252,8 +259,7 @@ class Node:
         """
         assert self.underlay is not None
         family = 4 if self.underlay.public_ip is not None else 6
-        outer = self.config.mtu or self.underlay.mtu_bytes
-        return inner_mtu(self.config.encap, 4 if family == 4 else 6, outer)
+        return inner_mtu(self.config.encap, 4 if family == 4 else 6, self._outer_mtu_bytes)
 
     @property
     def mtu(self) -> int | None:
@@ -326,12 +332,23 @@ class Node:
     @property
     def learned(self) -> frozenset[IPAddress]:
         """Peers whose path is known to be narrower than our own link."""
-        return frozenset(self._learned.by_addr)
+        limit = self._outer_mtu_bytes
+        return frozenset(one for one in self._learned.by_addr if self._learned.mtu_of(one, limit) < limit)
+
+    @property
+    def told(self) -> frozenset[IPAddress]:
+        """Those of them of which the kernel told us, and may say something else later."""
+        return frozenset(address for address, learned in self._learned.by_addr.items() if learned.told)
+
+    @property
+    def _outer_mtu_bytes(self) -> int:
+        """Largest outer packet that our own link carries, or the user wants."""
+        return self.config.mtu or (self.underlay.mtu_bytes if self.underlay is not None else 0)
 
     def _layout(self) -> tuple[tuple[Vtep, ...], tuple[Route, ...]]:
         if self.network is None or self.underlay is None:
             return (), ()
-        return table_routes(self.peers, self.network, self.config.mtu or self.underlay.mtu_bytes, self._learned)
+        return table_routes(self.peers, self.network, self._outer_mtu_bytes, self._learned)
 
     def _forwarding(self) -> Forwarding:
         """The tables that follow from everything known; the generation is given when they are published."""

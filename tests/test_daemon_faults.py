@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from canal_udp.actions import MtuLearned
 from canal_udp.control.lease import Lease
 from canal_udp.daemon import LOCK_NAME, _sole_daemon
 from canal_udp.errors import DeviceError, RequestError
@@ -106,6 +107,26 @@ def test_an_underlay_too_narrow_for_anything(bench: Bench) -> None:
         assert status["mtu"] is None and "100 bytes" in status["reasons"][0]
         assert await bench.ask("peers") == [] == await bench.ask("endpoints")
         assert all(not task.done() for task in bench.daemon._tasks)
+
+    bench.run(work)
+
+
+def test_a_link_that_was_narrow_for_a_moment(bench: Bench) -> None:
+    """What the kernel said of it then says nothing about the path now, even if nobody saw the link change."""
+    peer = IPv4Address("192.0.2.9")
+
+    async def work() -> None:
+        await bench.daemon._store.create_lease(Lease(IPv4Network("10.244.9.0/24"), None, peer), None)
+        await bench.until(lambda: bench.daemon.node.peers.peers)
+        await bench.daemon.apply(MtuLearned(peer, 1280))
+        assert [vtep.mtu_bytes for vtep in bench.plane.published[-1].vteps] == [1252]
+        bench.host.path_mtus[peer] = 1280
+        bench.host.monitors[None].ring()
+        await bench.until(lambda: not bench.daemon._look.is_set())
+        bench.host.path_mtus.clear()
+        bench.host.monitors[None].ring()
+        await bench.until(lambda: bench.plane.published[-1].vteps[0].mtu_bytes == 1472)
+        assert bench.daemon.node.learned == frozenset()
 
     bench.run(work)
 

@@ -352,6 +352,12 @@ def test_a_learned_mtu_narrows_one_peer_and_is_forgotten(world: World) -> None:
     assert [vtep.mtu_bytes for vtep in world.tick(601.0).forwarding.vteps] == [1450]
 
 
+def test_what_is_as_wide_as_our_link_is_not_learned(world: World) -> None:
+    world.tell(MtuLearned(ip_address("192.0.2.2"), 1400), UnderlaySeen(replace(UNDERLAY, mtu_bytes=1400)))
+    assert world.node.learned == frozenset()
+    assert world.node.told == {ip_address("192.0.2.2")}
+
+
 def test_a_forged_mtu_narrows_to_the_least_that_every_path_carries(world: World) -> None:
     world.tell(MtuLearned(ip_address("192.0.2.2"), 68))
     assert [vtep.mtu_bytes for vtep in world.forwarding.vteps] == [576 - 50]

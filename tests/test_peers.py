@@ -274,7 +274,7 @@ PEER6 = IPv6Address("2001:db8::2")
 
 
 def test_a_learned_mtu_is_believed_for_a_while() -> None:
-    learned = LearnedMtus().learn(PEER, 1300, now_s=100.0)
+    learned = LearnedMtus().learn(PEER, 1300, 100.0, told=True)
     assert learned.mtu_of(PEER, 1500) == 1300
     assert learned.mtu_of(IPv4Address("192.0.2.3"), 1500) == 1500
     assert learned.next_expiry_s == 100.0 + MTU_LEARNED_S
@@ -293,16 +293,36 @@ def test_a_learned_mtu_is_believed_for_a_while() -> None:
     ],
 )
 def test_a_learned_mtu_is_bounded(addr: IPv4Address, told: int, believed: int) -> None:
-    assert LearnedMtus().learn(addr, told, 0.0).mtu_of(addr, 1500) == believed
+    assert LearnedMtus().learn(addr, told, 0.0, told=True).mtu_of(addr, 1500) == believed
 
 
 def test_the_newest_word_counts() -> None:
-    learned = LearnedMtus().learn(PEER, 1300, 0.0).learn(PEER, 1400, 10.0)
+    learned = LearnedMtus().learn(PEER, 1300, 0.0, told=True).learn(PEER, 1400, 10.0, told=True)
     assert learned.mtu_of(PEER, 1500) == 1400
     assert learned.expire(MTU_LEARNED_S + 5).mtu_of(PEER, 1500) == 1400
 
 
+@pytest.mark.parametrize(
+    ("told", "kernel", "believed"),
+    [
+        pytest.param(True, 1300, 1300, id="the kernel still says so"),
+        pytest.param(True, 1280, 1300, id="it says less: its next word comes with the next packet"),
+        pytest.param(True, 1500, 1500, id="it says more: our own link was that narrow for a moment"),
+        pytest.param(False, 1500, 1300, id="a black hole, of which the kernel knows nothing"),
+    ],
+)
+def test_what_the_kernel_told_holds_while_it_says_so(told: bool, kernel: int, believed: int) -> None:
+    learned = LearnedMtus().learn(PEER, 1300, 0.0, told=told)
+    assert learned.confirm(PEER, kernel).mtu_of(PEER, 1500) == believed
+    assert learned.confirm(PEER6, kernel) is learned
+
+
+def test_another_link_has_other_black_holes() -> None:
+    learned = LearnedMtus().learn(PEER, 1300, 0.0, told=False).learn(PEER6, 1300, 0.0, told=True).forget_found()
+    assert (learned.mtu_of(PEER, 1500), learned.mtu_of(PEER6, 1500)) == (1500, 1300)
+
+
 def test_routes_use_the_learned_mtu_of_their_peer_only() -> None:
-    learned = LearnedMtus().learn(PEER, 1300, 0.0)
+    learned = LearnedMtus().learn(PEER, 1300, 0.0, told=True)
     vteps, _ = peer_routes([lease4(2), lease4(3)], OWN, NET4, 1500, learned)
     assert {str(vtep.addr): vtep.mtu_bytes for vtep in vteps} == {"192.0.2.2": 1272, "192.0.2.3": 1472}

@@ -34,18 +34,31 @@ NO_MAC = bytes(6)
 class LearnedMtu:
     mtu_bytes: int  # of the underlay path
     expires_s: float
+    told: bool  # by the kernel, which can be asked whether it holds; else found out by trying
 
 
 @dataclass(frozen=True, slots=True)
 class LearnedMtus:
-    """Underlay path MTUs that the kernel or a router told us, by peer address."""
+    """Underlay path MTUs that the kernel or a router told us, or that we found out, by peer address."""
 
     by_addr: Mapping[Address, LearnedMtu] = field(default_factory=lambda: MappingProxyType({}))
 
-    def learn(self, addr: Address, mtu_bytes: int, now_s: float) -> LearnedMtus:
+    def learn(self, addr: Address, mtu_bytes: int, now_s: float, *, told: bool) -> LearnedMtus:
         """Believe it for MTU_LEARNED_S, but never less than every path must carry."""
-        learned = LearnedMtu(max(mtu_bytes, MTU_FLOOR[addr.version]), now_s + MTU_LEARNED_S)
+        learned = LearnedMtu(max(mtu_bytes, MTU_FLOOR[addr.version]), now_s + MTU_LEARNED_S, told)
         return LearnedMtus(MappingProxyType({**self.by_addr, addr: learned}))
+
+    def confirm(self, addr: Address, kernel_mtu_bytes: int) -> LearnedMtus:
+        """Without what the kernel told once and says no more: our own link was that narrow, maybe for a moment."""
+        learned = self.by_addr.get(addr)
+        if learned is None or not learned.told or kernel_mtu_bytes <= learned.mtu_bytes:
+            return self
+        return LearnedMtus(MappingProxyType({other: one for other, one in self.by_addr.items() if other != addr}))
+
+    def forget_found(self) -> LearnedMtus:
+        """Without what we found out by trying: the paths start at another link now."""
+        kept = {addr: learned for addr, learned in self.by_addr.items() if learned.told}
+        return LearnedMtus(MappingProxyType(kept))
 
     def expire(self, now_s: float) -> LearnedMtus:
         """Without what is too old; the same object if nothing is."""

@@ -101,6 +101,7 @@ class FakeHost:
     broken: dict[str, str] = field(default_factory=dict)  # method -> problem
     sysctls: dict[str, str] = field(default_factory=dict)
     asked_for_routes: int = 0
+    path_mtus: dict[IPAddress, int] = field(default_factory=dict)  # narrower than the link
 
     def _fail(self, method: str) -> None:
         if method in self.broken:
@@ -161,6 +162,11 @@ class FakeHost:
         self.asked_for_routes += 1
         self._fail("leading_into")
         return addresses & self.recursive
+
+    def path_mtu(self, address: IPAddress) -> int:
+        """Return what the test set, or what the link carries."""
+        self._fail("path_mtu")
+        return min(self.path_mtus.get(address, 1 << 16), self.underlay_now.mtu_bytes)
 
     def sysctl(self, path: str) -> str:
         """Return a sysctl that the test set."""

@@ -15,7 +15,7 @@ from canal_udp.tunnel import netlink, netns
 from canal_udp.tunnel.device import Tun, open_tun
 from canal_udp.tunnel.echo import EchoSocket
 from canal_udp.tunnel.netlink import Monitor, Netlink
-from canal_udp.tunnel.sockets import UnderlaySocket, open_underlay_set
+from canal_udp.tunnel.sockets import UnderlaySocket, open_underlay_set, path_mtu
 from canal_udp.underlay import Underlay, Wish, choose
 
 
@@ -60,6 +60,7 @@ class Host(Protocol):
     def inode(self, namespace: str) -> tuple[int, int] | None: ...
     def underlay(self, wish: Wish) -> Underlay: ...
     def leading_into(self, ifname: str, addresses: frozenset[IPAddress]) -> frozenset[IPAddress]: ...
+    def path_mtu(self, address: IPAddress) -> int: ...
     def sysctl(self, path: str) -> str: ...
     def restore_sysctl(self, path: str, value: str) -> None: ...
 
@@ -108,6 +109,10 @@ class RealHost:
                 return frozenset()
             routes = ((address, socket.route_to(address)) for address in addresses)
             return frozenset(address for address, route in routes if route is not None and route[0] == found.index)
+
+    def path_mtu(self, address: IPAddress) -> int:
+        """Return what the kernel sends there in one piece: what its link carries, or what a router told it."""
+        return path_mtu(address)
 
     def sysctl(self, path: str) -> str:
         """Read a sysctl of this namespace."""

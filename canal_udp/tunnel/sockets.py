@@ -25,6 +25,7 @@ _SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_ATTACH_FILTER = 32, 33, 26
 _BPF_RET = 0x06
 _UDP_GRO = 104
 _IP_MTU_DISCOVER, _IP_RECVERR, _IP_RECVTOS, _IP_PMTUDISC_DO = 10, 11, 13, 2
+_IP_MTU, _IPV6_MTU, _DISCARD = 14, 24, 9
 _IPV6_MTU_DISCOVER, _IPV6_RECVERR, _IPV6_PMTUDISC_DO = 23, 25, 2
 
 Encap = Literal["udp", "vxlan"]
@@ -83,6 +84,24 @@ def open_underlay_set(
             sock.close()
         raise
     return opened
+
+
+def path_mtu(address: IPv4Address | IPv6Address) -> int:
+    """Return the largest packet that the kernel sends to an address in one piece.
+
+    Raises     DeviceError when there is no way to it.
+    """
+    family, level, option = (
+        (socket.AF_INET, socket.IPPROTO_IP, _IP_MTU)
+        if address.version == 4
+        else (socket.AF_INET6, socket.IPPROTO_IPV6, _IPV6_MTU)
+    )
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.connect((str(address), _DISCARD))
+            return sock.getsockopt(level, option)
+        except OSError as error:
+            raise DeviceError(f"path to {address}: {error.strerror}") from error
 
 
 def _set_options(sock: socket.socket, version: int, tx_only: bool) -> None:

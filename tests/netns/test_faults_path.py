@@ -73,7 +73,6 @@ def pod_mtu(bed: Bed, pod: str) -> int:
     return int(json.loads(bed.run(pod, "ip -j link show dev eth0"))[0]["mtu"])
 
 
-@pytest.mark.xfail(strict=False, reason="known: now and then one of several changes is learned late")
 def test_the_underlay_changes_live(bed: Bed) -> None:
     """1500, 1280, 9000: devices and pods follow, and a connection goes on with what fits."""
     with bed.stream("p", "q") as (client, server):
