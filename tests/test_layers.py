@@ -42,7 +42,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 }
 PURE = (
     *("errors", "net", "config", "readings", "endpoints", "underlay", "node", "actions", "agenda", "rounds"),
-    *("control.lease", "control.peers", "control.network", "control.path_mtu", "encap.", "policy."),
+    *("control.lease", "control.peers", "control.network", "control.path_mtu", "control.objects", "encap.", "policy."),
 )
 EFFECTS = {"asyncio", "socket", "subprocess", "threading", "time", "os", "fcntl", "signal", "select"}
 

@@ -86,6 +86,7 @@ class Loaded:
     state: State
     problems: tuple[Problem, ...]
     tests: tuple[Document, ...] = ()
+    written: tuple[tuple[Object, Cursor], ...] = ()  # each object and what it was read from
 
     @property
     def errors(self) -> tuple[Problem, ...]:
@@ -116,7 +117,7 @@ def load(documents: Iterable[Document], problems: list[Problem] | None = None) -
             builder.tests.append(document)
         else:
             cursor.attempt(builder.read, None)
-    return Loaded(builder.state(), tuple(noted), tuple(builder.tests))
+    return Loaded(builder.state(), tuple(noted), tuple(builder.tests), tuple(builder.written))
 
 
 @dataclass(slots=True)
@@ -124,6 +125,7 @@ class _Builder:
     problems: list[Problem]
     tests: list[Document] = field(default_factory=list)
     objects: dict[tuple[str, str], Object] = field(default_factory=dict)
+    written: list[tuple[Object, Cursor]] = field(default_factory=list)
 
     def read(self, cursor: Cursor) -> None:
         top = cursor.table(None)
@@ -165,6 +167,7 @@ class _Builder:
             cursor.fail(f"{key[0]} {key[1]} is there twice; the first is at {self.objects[key].where}")
             return
         self.objects[key] = found
+        self.written.append((found, cursor))
 
     def state(self) -> State:
         def named(kind: type[Any]) -> dict[str, Any]:
