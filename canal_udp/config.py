@@ -250,6 +250,11 @@ OPTIONS: tuple[Option, ...] = (
 _BY_NAME: Mapping[str, Option] = MappingProxyType({option.name: option for option in OPTIONS})
 
 
+def option(name: str) -> Option:
+    """The option of a field."""
+    return _BY_NAME[name]
+
+
 # ---- sources ---------------------------------------------------------------------------------------------------------
 
 

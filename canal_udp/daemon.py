@@ -11,14 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import json
 import logging
 import os
-import secrets
 import signal
 import socket
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,15 +41,17 @@ from canal_udp.config import DaemonConfig, parse_listen
 from canal_udp.control.acquire import Claim, Previous
 from canal_udp.control.bell import rung
 from canal_udp.control.store import open_store
-from canal_udp.control.subnet_env import previous_subnets, read, replace_file
+from canal_udp.control.subnet_env import previous_subnets, read
 from canal_udp.daemon_api import Server, Service
 from canal_udp.daemon_hands import Hands
-from canal_udp.daemon_health import HealthServer, sd_notify
+from canal_udp.daemon_health import PageServer, health_pages, sd_notify
 from canal_udp.daemon_paths import PathProber
 from canal_udp.daemon_store import Keeper
 from canal_udp.dataplane import Dataplane, DataplaneConfig
 from canal_udp.endpoints import FILE_NAME, Endpoint, load
 from canal_udp.errors import CanalError, ConfigError, DeviceError
+from canal_udp.identity import FILE_NAME as IDENTITY_NAME
+from canal_udp.identity import own_mac
 from canal_udp.logs import event, setup
 from canal_udp.node import Node
 from canal_udp.tunnel import selftest
@@ -65,21 +66,41 @@ DEBOUNCE_S = 0.05  # a burst of netlink announcements is one look ...
 REST = 4  # ... and a look is followed by a pause of so many times its length: announcements that do not end
 REST_MAX_S = 0.5  # take a fifth of a processor at most
 STOP_S = 2.0
+CHECKS = (
+    "addresses",
+    "endpoints",
+    "goals",
+    "lease",
+    "mtu",
+    "network",
+    "peers",
+    "store",
+    "tables",
+    "underlay",
+    "worker",
+)
 _IP_FORWARD = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
 
 
 def run(config: DaemonConfig) -> int:
     """Run the daemon until a signal ends it; returns the exit status."""
     setup(config.log_level)
+    return uvloop.run(serve(config))
+
+
+async def serve(config: DaemonConfig, made: Callable[[Daemon], None] | None = None) -> int:
+    """Be the daemon until a signal ends it; `made` gets it before it starts."""
     with _sole_daemon(config.run_dir):
-        return uvloop.run(_main(config))
+        return await _serve(config, made)
 
 
-async def _main(config: DaemonConfig) -> int:
+async def _serve(config: DaemonConfig, made: Callable[[Daemon], None] | None) -> int:
     offloads = selftest.run()
     event(LOG, "info", "offload.tested", mode=offloads.mode, reason=offloads.reason)
     with Dataplane(dataplane_config(config, offloads)) as dataplane:
         daemon = Daemon(config, RealHost(), dataplane, offloads)
+        if made is not None:
+            made(daemon)
         await daemon.start()
         status = await daemon.until_stopped()
         await daemon.stop()
@@ -92,7 +113,7 @@ class Daemon:
     def __init__(self, config: DaemonConfig, host: Host, dataplane: Dataplane, offloads: Offloads) -> None:
         self.config, self.dataplane, self.offloads = config, dataplane, offloads
         self.host = host
-        self.node = Node(config, _own_mac(config.state_dir), _saved_endpoints(config.state_dir))
+        self.node = Node(config, own_mac(config.state_dir), _saved_endpoints(config.state_dir))
         self.hands = Hands(host, dataplane, gro=offloads.udp_gro, wake=self._wake, now=now())
         self.ipam: Ipam | None = None
         self._pool_problem = ""
@@ -106,7 +127,7 @@ class Daemon:
         self._keeper = Keeper(self._store, config, previous, self._claim, self.apply)
         self.prober = PathProber(host, self.node, config.mtu_probe_s, self.apply, now)
         self._server = Server(Service(self))
-        self._health = HealthServer(self._not_ready)
+        self._health = PageServer(health_pages(self.checks))
         self._ready = False
 
     # life
@@ -170,7 +191,7 @@ class Daemon:
                 await self.hands.blocking(lambda path=path, value=value: self.host.restore_sysctl(path, value))  # type: ignore[misc]
         with contextlib.suppress(CanalError):  # the store is away: the lease ends by itself
             await self._keeper.give_back()
-        for name in ("ipam.json", "node.json", FILE_NAME):
+        for name in ("ipam.json", IDENTITY_NAME, FILE_NAME):
             (self.config.state_dir / name).unlink(missing_ok=True)
         (self.config.run_dir / LOCK_NAME).unlink(missing_ok=True)
 
@@ -227,11 +248,11 @@ class Daemon:
             self.ipam = None
 
     def _tell_supervisor(self) -> None:
-        if self.node.published and not self._ready:
+        if self.node.announced and not self._ready:
             self._ready = True
             sd_notify("READY=1")
             subnet = self.node.lease.key if self.node.lease else ""
-            event(LOG, "info", "daemon.ready", subnet=subnet, run_dir=self.config.run_dir)
+            event(LOG, "info", "daemon.ready", subnet=subnet, subnet_file=self.config.subnet_file)
 
     def _open_ipam(self, subnet: Any, subnet6: Any) -> Ipam:
         """Read the pool; names that no endpoint bears are left over from a crash, endpoints it lost are put back."""
@@ -315,23 +336,28 @@ class Daemon:
 
     def reasons(self) -> tuple[str, ...]:
         """Everything that is not as it should be."""
-        found = list(self.node.reasons)
+        return tuple(problem for _, problem in self._complaints())
+
+    def _complaints(self) -> Iterator[tuple[str, str]]:
+        yield from self.node.complaints
         if self._pool_problem:
-            found.append(self._pool_problem)
+            yield "addresses", self._pool_problem
         if not self.dataplane.running:
-            found.append(f"the worker does not run: {self.dataplane.worker_error or 'stopped'}")
-        return tuple(found)
+            yield "worker", f"the worker does not run: {self.dataplane.worker_error or 'stopped'}"
+
+    def checks(self) -> Iterator[tuple[str, str]]:
+        """What a readiness probe is told: each thing that is looked at, and what is wrong with it."""
+        found = list(self._complaints())
+        if not self.node.published and not found:
+            found.append(("tables", "starting"))
+        good = [(topic, "") for topic in CHECKS if topic not in {name for name, _ in found}]
+        yield from sorted(found + good, key=lambda check: check[0])
 
     def state(self) -> str:
         """starting, ready or degraded."""
         if not self.node.published:
             return "starting"
         return "degraded" if self.reasons() else "ready"
-
-    def _not_ready(self) -> tuple[str, ...]:
-        if not self.node.published:
-            return self.reasons() or ("starting",)
-        return self.reasons()
 
     def _vanished(self) -> list[str]:
         """Endpoints whose namespace went while no daemon ran, or whose path another namespace took."""
@@ -380,24 +406,6 @@ def _write_pid(lock: IO[str]) -> None:
     lock.truncate(0)
     lock.write(f"{os.getpid()}\n")
     lock.flush()
-
-
-def _own_mac(state_dir: Path) -> bytes:
-    """This node's VTEP MAC, the same for ever: peers that are not ours keep it in permanent neighbour entries."""
-    path = state_dir / "node.json"
-    try:
-        mac = bytes.fromhex(json.loads(path.read_text(encoding="ascii"))["vtep_mac"].replace(":", ""))
-        if len(mac) == 6 and not mac[0] & 1:
-            return mac
-    except FileNotFoundError:
-        event(LOG, "debug", "node.new", path=path)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        event(LOG, "warning", "node.unreadable", path=path, reason=error)
-    raw = secrets.token_bytes(6)
-    mac = bytes([(raw[0] & 0xFC) | 0x02]) + raw[1:]  # locally administered, one station
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    replace_file(path, json.dumps({"vtep_mac": mac.hex(":")}).encode("ascii") + b"\n", 0o600)
-    return mac
 
 
 def _saved_endpoints(state_dir: Path) -> tuple[Endpoint, ...]:

@@ -1,21 +1,56 @@
-"""What supervisors ask: /healthz and /readyz over HTTP, and systemd's notify socket."""
+"""What supervisors ask: pages over HTTP (/healthz, /readyz, /metrics), and systemd's notify socket."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 REQUEST_MAX_BYTES = 8192
 TIMEOUT_S = 5.0
+TEXT = "text/plain; charset=utf-8"
 
 
-class HealthServer:
-    """GET /healthz: 200 while the loop turns. GET /readyz: 200 while all is as it should be, else 503 and why."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A page: 200 or 503, and what it says."""
 
-    def __init__(self, problems: Callable[[], tuple[str, ...]]) -> None:
-        self._problems = problems
+    ok: bool
+    text: str
+    kind: str = TEXT
+
+
+Page = Callable[[str], Answer]  # takes what stands after the "?"
+
+
+def health_pages(
+    checks: Callable[[], Iterable[tuple[str, str]]], name: str = "canal", not_ready: str = "is not ready"
+) -> dict[str, Page]:
+    """/healthz: 200 while the loop turns. /readyz: 200 while all is as it should be, else 503 and why.
+
+    Arguments  checks: what is looked at, with what is wrong about it, if anything is.
+    """
+
+    def ready(query: str) -> Answer:
+        found = list(checks())
+        problems = [problem for _, problem in found if problem]
+        if "verbose" in query.split("&"):
+            lines = [f"[-]{topic} failed: {problem}" if problem else f"[+]{topic} ok" for topic, problem in found]
+            return Answer(not problems, "\n".join([*lines, f"readyz check {'failed' if problems else 'passed'}"]))
+        if problems:
+            return Answer(False, f"{name} {not_ready}: {'; '.join(problems)}")
+        return Answer(True, f"{name} is ready")
+
+    return {"/healthz": lambda query: Answer(True, f"{name} is running"), "/readyz": ready}
+
+
+class PageServer:
+    """Answers GET requests for a few pages, one request a connection."""
+
+    def __init__(self, pages: Mapping[str, Page]) -> None:
+        self._pages = pages
         self._server: asyncio.Server | None = None
 
     async def start(self, host: str, port: int) -> None:
@@ -44,20 +79,19 @@ class HealthServer:
             return _response("400 Bad Request", "not a request")
         if words[0] not in {b"GET", b"HEAD"}:
             return _response("405 Method Not Allowed", "only GET")
-        path = words[1].split(b"?", 1)[0]
-        if path == b"/healthz":
-            return _response("200 OK", "canal is running")
-        if path == b"/readyz":
-            problems = self._problems()
-            if problems:
-                return _response("503 Service Unavailable", "canal is not ready: " + "; ".join(problems))
-            return _response("200 OK", "canal is ready")
-        return _response("404 Not Found", "there are /healthz and /readyz")
+        path, _, query = words[1].decode("latin-1").partition("?")
+        page = self._pages.get(path)
+        if page is None:
+            return _response("404 Not Found", "there are " + ", ".join(self._pages))
+        answer = page(query)
+        status = "200 OK" if answer.ok else "503 Service Unavailable"
+        response = _response(status, answer.text, answer.kind)
+        return response[: response.index(b"\r\n\r\n") + 4] if words[0] == b"HEAD" else response
 
 
-def _response(status: str, text: str) -> bytes:
-    body = text.encode("utf-8", "backslashreplace") + b"\n"
-    head = f"HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\n"
+def _response(status: str, text: str, kind: str = TEXT) -> bytes:
+    body = (text if text.endswith("\n") else text + "\n").encode("utf-8", "backslashreplace")
+    head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
     return f"{head}Connection: close\r\n\r\n".encode("ascii") + body
 
 

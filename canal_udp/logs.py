@@ -19,7 +19,8 @@ def event(logger: logging.Logger, level: str, name: str, /, **fields: object) ->
     """Log one event."""
     number = _LEVELS[level]
     if logger.isEnabledFor(number):
-        logger.log(number, "%s", " ".join([name, *(f"{key}={quoted(value)}" for key, value in fields.items())]))
+        text = " ".join([name, *(f"{key}={quoted(value)}" for key, value in fields.items())])
+        logger.log(number, "%s", text, extra={"event": name, "fields": fields}, stacklevel=2)
 
 
 def quoted(value: object) -> str:

@@ -191,9 +191,11 @@ class Node:
         self.network = replace(network, encap=self.config.encap, port=self.config.port, vni=self.config.vni)
 
     def _take_lease(self, lease: Lease) -> Iterator[Action]:
-        if self.lease is None or self.lease.key != lease.key:
-            yield Log("info", "lease.held", (("subnet", lease.key), ("expires_at", lease.expires_at)))
-        self.lease = lease
+        before, self.lease = self.lease, lease
+        if before is None or before.key != lease.key:
+            yield Log("info", "lease.held", _shown(lease))
+        elif before.expires_at != lease.expires_at:
+            yield Log("info", "lease.renewed", (("subnet", lease.key), ("expires_at", lease.expires_at)))
 
     def _take_endpoint(self, endpoint: Endpoint) -> None:
         before = self.endpoints.get(endpoint.name)
@@ -401,17 +403,33 @@ class Node:
     @property
     def reasons(self) -> tuple[str, ...]:
         """What is not as it should be, for people."""
-        found = [problem for _, problem in sorted(self._problems.items())]
-        found += self._agenda.problems
+        return tuple(problem for _, problem in self.complaints)
+
+    @property
+    def complaints(self) -> tuple[tuple[str, str], ...]:
+        """The same, each with what it is about."""
+        found = [*sorted(self._problems.items())]
+        found += [("goals", problem) for problem in self._agenda.problems]
         found += [
-            f"peer {ip}: its underlay route leads into {self.config.host_ifname}"
+            ("peers", f"peer {ip}: its underlay route leads into {self.config.host_ifname}")
             for ip in sorted(self.recursive, key=str)
         ]
-        found += [f"lease {conflict.lease.key} is not used: {conflict.problem}" for conflict in self.peers.conflicts]
-        found += [f"{one.name}: its address is outside this node's subnet; attach it anew" for one in self._strangers()]
+        found += [
+            ("peers", f"lease {conflict.lease.key} is not used: {conflict.problem}")
+            for conflict in self.peers.conflicts
+        ]
+        found += [
+            ("endpoints", f"{one.name}: its address is outside this node's subnet; attach it anew")
+            for one in self._strangers()
+        ]
         if self.lease is None:
-            found.append("no lease yet")
+            found.append(("lease", "no lease yet"))
         return tuple(found)
+
+    @property
+    def announced(self) -> bool:
+        """Tell whether subnet.env is written, which is the last that others wait for."""
+        return self.published and self._agenda.get(f"file {self.config.subnet_file}") is not None
 
     def _strangers(self) -> list[Endpoint]:
         if self.lease is None:
@@ -441,6 +459,16 @@ class Node:
 def _alone(address: IPAddress) -> IPInterface:
     """The address as an interface has it: /32 or /128."""
     return IPv4Interface(address) if isinstance(address, IPv4Address) else IPv6Interface(address)
+
+
+def _shown(lease: Lease) -> tuple[tuple[str, object], ...]:
+    return (
+        ("subnet", lease.subnet or ""),
+        ("subnet6", lease.subnet6 or ""),
+        ("public_ip", lease.public_ip or lease.public_ip6),
+        ("expires_at", lease.expires_at),
+        ("new", lease.revision == lease.created),
+    )
 
 
 def _sysctls(templates: tuple[tuple[str, str], ...], ifname: str) -> tuple[tuple[str, str], ...]:

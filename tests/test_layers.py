@@ -19,11 +19,12 @@ NATIVE = ROOT / "native"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "net", "logs"),
-    ("config", "readings", "control", "cni", "encap", "endpoints", "underlay", "policy"),
+    ("config", "readings", "control", "cni", "encap", "endpoints", "underlay", "policy", "identity", "flannel"),
     ("node", "actions", "agenda", "rounds"),
     ("_abi", "encap.fib", "tunnel"),
     ("dataplane",),
     ("api", "daemon", "daemon_api", "daemon_hands", "daemon_health", "daemon_paths", "daemon_store", "lab", "bench"),
+    ("flannel.run",),
     ("cli", "__main__"),
 )
 
@@ -31,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 DOORS: dict[str, tuple[str, ...]] = {
     "cffi": (),  # native/build_ffi.py
     "pytun": ("tunnel.device",),
-    "uvloop": ("daemon",),
+    "uvloop": ("daemon", "flannel.run"),
     "pyroute2": (),  # tests compare with it
     "sqlite3": ("control.sqlite",),
     "yaml": ("lab.", "policy.reader"),
@@ -43,6 +44,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 PURE = (
     *("errors", "net", "config", "readings", "endpoints", "underlay", "node", "actions", "agenda", "rounds"),
     *("control.lease", "control.peers", "control.network", "control.path_mtu", "control.objects", "encap.", "policy."),
+    *("flannel.flags", "flannel.plan"),
 )
 EFFECTS = {"asyncio", "socket", "subprocess", "threading", "time", "os", "fcntl", "signal", "select"}
 
