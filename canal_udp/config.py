@@ -65,6 +65,7 @@ class DaemonConfig:
     no_udp_gso: bool = False
     no_coalesce: bool = False
     ct_max: int = 262144
+    ip_rest_s: int = 30
     lease_ttl_s: int = 86400
     lease_renew_margin_s: int = 3600
     clean: bool = False
@@ -241,6 +242,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("no_udp_gso", "never send UDP superpackets", "switch"),
     Option("no_coalesce", "never join packets", "switch"),
     Option("ct_max", "conntrack entries", "number", "N", low=16, high=2**24),
+    Option("ip_rest_s", "a pod's address is not given to the next pod for so long", "number", "S", high=86400),
     Option("lease_ttl_s", "a lease lives this long without renewal", "number", "S", low=2, high=10 * 365 * 86400),
     Option("lease_renew_margin_s", "renew this long before the end", "number", "S", low=1, high=10 * 365 * 86400),
     Option("clean", "at exit leave the machine as it was found", "switch"),

@@ -60,6 +60,10 @@ class AddressError(CanalError):
     """A pod cannot have this address, or none is left."""
 
 
+class AddressTaken(AddressError):
+    """The address is another's now, or all are; later that may be different."""
+
+
 class DeviceError(CanalError):
     """A TUN device, socket, namespace or link cannot be had."""
 
@@ -70,6 +74,14 @@ class DaemonUnreachable(CanalError):
 
 class RequestError(CanalError):
     """The daemon refused a request."""
+
+
+class CniError(CanalError):
+    """What a container runtime is told: code, message and details of the CNI specification."""
+
+    def __init__(self, code: int, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.code, self.details = code, details
 
 
 class LabError(CanalError):

@@ -1,1 +1,1 @@
-"""Pod addresses of this node."""
+"""The CNI plug-in's decisions, and the addresses of this node's pods."""
