@@ -6,8 +6,8 @@ MAKEFLAGS += --no-print-directory
 
 VENV    := .venv
 PY      := $(VENV)/bin/python
-NATIVE  := $(wildcard native/*.c native/*.h) native/build_ffi.py
-C_FILES := $(wildcard native/*.c tests/fuzz/*.c benchmarks/*.c)
+NATIVE  := $(wildcard native/*.c native/*.h native/cni/*) native/build_ffi.py
+C_FILES := $(wildcard native/*.c native/cni/*.c tests/fuzz/*.c benchmarks/*.c)
 C_CHECK := -std=c11 -D_GNU_SOURCE -O3 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Werror
 ASAN    := build/asan/canal_udp/_native.abi3.so
 PYTEST  := $(PY) -m pytest
