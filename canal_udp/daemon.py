@@ -23,6 +23,7 @@ from typing import IO, Any
 
 import uvloop
 
+from canal_udp import daemon_cni
 from canal_udp.actions import (
     Action,
     Detach,
@@ -43,6 +44,7 @@ from canal_udp.control.bell import rung
 from canal_udp.control.store import open_store
 from canal_udp.control.subnet_env import previous_subnets, read
 from canal_udp.daemon_api import Server, Service
+from canal_udp.daemon_endpoints import Endpoints
 from canal_udp.daemon_hands import Hands
 from canal_udp.daemon_health import PageServer, health_pages, sd_notify
 from canal_udp.daemon_paths import PathProber
@@ -126,7 +128,9 @@ class Daemon:
         previous = Previous(*previous_subnets(read(config.subnet_file)))
         self._keeper = Keeper(self._store, config, previous, self._claim, self.apply)
         self.prober = PathProber(host, self.node, config.mtu_probe_s, self.apply, now)
-        self._server = Server(Service(self))
+        endpoints = Endpoints(self)
+        self._server = Server(Service(self, endpoints))
+        self._cni = daemon_cni.Server(daemon_cni.Cni(self, endpoints))
         self._health = PageServer(health_pages(self.checks))
         self._ready = False
 
@@ -144,6 +148,7 @@ class Daemon:
         if self.config.mtu_probe_s:
             self._spawn(self.prober.run(), "paths")
         await self._server.start(self.config.run_dir)
+        await self._cni.start(self.config.run_dir)
         if self.config.healthz_addr:
             await self._health.start(*parse_listen(self.config.healthz_addr))
 
@@ -168,6 +173,7 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.stop()
+        await self._cni.stop()
         await self._health.stop()
         asyncio.get_running_loop().remove_reader(self.dataplane.events_fd)
         if self.config.clean:
@@ -256,7 +262,7 @@ class Daemon:
 
     def _open_ipam(self, subnet: Any, subnet6: Any) -> Ipam:
         """Read the pool; names that no endpoint bears are left over from a crash, endpoints it lost are put back."""
-        ipam = Ipam(self.config.state_dir / "ipam.json", subnet, subnet6)
+        ipam = Ipam(self.config.state_dir / "ipam.json", subnet, subnet6, self.config.ip_rest_s)
         for name in set(ipam.pool.names) - self.node.endpoints.keys():
             ipam.release(name)
         for one in self.node.endpoints.values():

@@ -1,8 +1,7 @@
 """Requests at the daemon's socket: what each operation does and answers.
 
 Structure    Server: one line in, one line out, many clients ─► Service: op ─► answer
-Invariants   Only root and the daemon's own user are served (SO_PEERCRED; the socket is 0600 too). A request changes
-             something only through the daemon's `apply`, so it cannot meet half of another's work.
+Invariants   A request changes something only through the daemon's `apply`, so it cannot meet half of another's work.
 """
 
 from __future__ import annotations
@@ -10,22 +9,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 import re
 import socket
-import struct
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canal_udp.actions import Attach, Detach, IPAddress
+from canal_udp.actions import IPAddress
 from canal_udp.api import REQUEST_MAX_BYTES, SOCKET_NAME, decode, encode, failure, success
 from canal_udp.control.acquire import owns
 from canal_udp.control.shown import lease_row
+from canal_udp.daemon_endpoints import Endpoints
+from canal_udp.daemon_listener import Listener
 from canal_udp.endpoints import Endpoint, check_name, parse_labels
 from canal_udp.errors import CanalError, RequestError
-from canal_udp.logs import event
 from canal_udp.net import format_mac, parse_address
 from canal_udp.tunnel.device import check_ifname
 from canal_udp.tunnel.netns import OWN, resolve
@@ -47,36 +44,13 @@ class Server:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._server: asyncio.AbstractServer | None = None
-        self._path: Path | None = None
-
-    async def start(self, run_dir: Path) -> None:
-        """Listen; a socket that a killed daemon left is replaced (the run directory is ours alone)."""
-        path = self._path = run_dir / SOCKET_NAME
-        path.unlink(missing_ok=True)
-        mask = os.umask(0o177)
-        try:
-            self._server = await asyncio.start_unix_server(self._serve, str(path), limit=REQUEST_MAX_BYTES)
-        finally:
-            os.umask(mask)
-
-    async def stop(self) -> None:
-        """Stop listening, and leave no socket behind."""
-        if self._server is not None and self._path is not None:
-            self._server.close()
-            self._path.unlink(missing_ok=True)
+        self._listener = Listener(SOCKET_NAME, REQUEST_MAX_BYTES, self._serve)
+        self.start, self.stop = self._listener.start, self._listener.stop
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            if not _permitted(writer.get_extra_info("socket")):
-                return
-            while line := await asyncio.wait_for(reader.readline(), IDLE_S):
-                writer.write(encode(await self._answer(line)))
-                await writer.drain()
-        except (TimeoutError, OSError, ValueError) as error:  # ValueError: a line beyond the limit
-            event(LOG, "debug", "client.left", reason=error)
-        finally:
-            writer.close()
+        while line := await asyncio.wait_for(reader.readline(), IDLE_S):
+            writer.write(encode(await self._answer(line)))
+            await writer.drain()
 
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:
@@ -88,18 +62,12 @@ class Server:
             return failure(CanalError(f"the daemon failed at this request: {type(error).__name__}; its log says where"))
 
 
-def _permitted(sock: socket.socket) -> bool:
-    peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, uid, _ = struct.unpack("3i", peer)
-    return uid in {0, os.geteuid()}
-
-
 class Service:
     """The operations."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Daemon, endpoints: Endpoints) -> None:
         self._daemon = daemon
-        self._one_at_a_time = asyncio.Lock()  # attach and detach look before they act
+        self._known = endpoints
         self._operations: dict[str, Operation] = {
             "status": self._status,
             "peers": self._peers,
@@ -218,30 +186,8 @@ class Service:
     # endpoints
 
     async def _attach(self, request: Request) -> dict[str, Any]:
-        async with self._one_at_a_time:
-            return await self._attach_alone(await self._wanted(request))
-
-    async def _attach_alone(self, wanted: Endpoint) -> dict[str, Any]:
-        node = self._daemon.node
-        for other in list(node.endpoints.values()):
-            if other.name != wanted.name and other.netns_id == wanted.netns_id:
-                raise RequestError(f"{other.netns} is attached already, as {other.name}")
-        before = node.endpoints.get(wanted.name)
-        if before is not None and (before.netns_id, before.ifname) != (wanted.netns_id, wanted.ifname):
-            await self._daemon.apply(Detach(wanted.name))
-            before = None
-        if self._daemon.ipam is None:
-            raise RequestError("this node has no subnet yet: " + ("; ".join(self._daemon.reasons()) or "starting"))
-        ipam, ips = self._daemon.ipam, wanted.ips
-        given = await self._daemon.hands.blocking(lambda: ipam.allocate(wanted.name, ips))
-        endpoint = Endpoint(wanted.name, wanted.netns, wanted.netns_id, wanted.ifname, given, wanted.labels)
-        await self._daemon.apply(Attach(endpoint))
-        problem = node.problem_of(wanted.name)
-        if problem:
-            if before is None:
-                await self._daemon.apply(Detach(wanted.name))
-            raise RequestError(f"{wanted.name}: {problem}")
-        return self._endpoint_row(node.endpoints[wanted.name])
+        async with self._known.alone:
+            return self._endpoint_row(await self._known.attach(await self._wanted(request)))
 
     async def _wanted(self, request: Request) -> Endpoint:
         netns = resolve(_string(request, "netns"))
@@ -266,13 +212,12 @@ class Service:
         netns = resolve(_string(request, "netns")) if request.get("netns") else ""
         if not name and not netns:
             raise RequestError("say which: NETNS or --name")
-        async with self._one_at_a_time:
-            endpoints = self._daemon.node.endpoints.values()
-            asked_for = (one for one in endpoints if name in {"", one.name} and netns in {"", one.netns})
+        async with self._known.alone:
+            asked_for = (one for one in self._known.all() if name in {"", one.name} and netns in {"", one.netns})
             found = next(asked_for, None)
             if found is None:
                 return {"name": name or netns, "detached": False}
-            await self._daemon.apply(Detach(found.name))
+            await self._known.detach(found)
         return {"name": found.name, "detached": True}
 
     def _endpoint_row(self, one: Endpoint) -> dict[str, Any]:

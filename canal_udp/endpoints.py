@@ -31,6 +31,7 @@ class Endpoint:
     ips: tuple[IPv4Address | IPv6Address, ...]
     labels: tuple[tuple[str, str], ...] = ()
     id: int = 0
+    attachment: str = ""  # network/container id, of a container runtime's ADD
 
 
 def check_name(name: str) -> str:
@@ -67,6 +68,7 @@ def dump(endpoints: Iterable[Endpoint]) -> str:
             "ifname": one.ifname,
             "ips": [str(ip) for ip in one.ips],
             "labels": dict(one.labels),
+            **({"attachment": one.attachment} if one.attachment else {}),
         }
         for one in sorted(endpoints, key=lambda one: one.name)
     ]
@@ -96,4 +98,5 @@ def _endpoint(row: dict[str, Any], number: int) -> Endpoint:
         ips=tuple(ip_address(ip) for ip in row["ips"]),
         labels=tuple(sorted((str(key), str(value)) for key, value in row["labels"].items())),
         id=number,
+        attachment=str(row.get("attachment", "")),
     )

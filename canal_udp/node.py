@@ -91,6 +91,7 @@ class Node:
         # what is being worked on
         self._agenda = Agenda()
         self._learned = LearnedMtus()
+        self._leaving: tuple[Endpoint, ...] = ()
         self._next_id = max((one.id for one in endpoints), default=0) + 1
         self._problems: dict[str, str] = {}
 
@@ -100,7 +101,12 @@ class Node:
         if isinstance(event, NetworkKnown | LeaseHeld | LeasesSeen) and self.network and self.lease and self.leases:
             self.peers = peer_table(self.leases.leases, self.lease, self.network)
         self._learned = self._learned.expire(now)
-        return [*logs, *self._agenda.settle(self._wanted(), now)]
+        actions = [*logs, *self._agenda.settle(self._wanted(), now)]
+        if self._leaving:  # the file forgets them when nothing of them is left: a crash in between leaves no device
+            actions += [Release(one.name) for one in self._leaving]
+            self._leaving = ()
+            actions += self._agenda.settle(self._wanted(), now)
+        return actions
 
     def is_due(self, now: float) -> bool:
         """Tell whether a Tick would change anything."""
@@ -206,9 +212,10 @@ class Node:
         self._next_id += 1
 
     def _drop(self, name: str, event: str) -> Iterator[Action]:
-        if self.endpoints.pop(name, None) is not None:
+        endpoint = self.endpoints.pop(name, None)
+        if endpoint is not None:
             yield Log("info", event, (("name", name),))
-            yield Release(name)
+            self._leaving = (endpoint,)
 
     def _take_recursive(self, recursive: frozenset[IPAddress]) -> Iterator[Action]:
         for address in sorted(recursive - self.recursive, key=str):
@@ -232,7 +239,8 @@ class Node:
 
     def _wanted(self) -> Iterator[Goal]:
         """Everything that shall be true, in the order in which one needs the other."""
-        yield File(self.config.state_dir / FILE_NAME, dump(self.endpoints.values()), 0o600)
+        remembered = (*self.endpoints.values(), *self._leaving)
+        yield File(self.config.state_dir / FILE_NAME, dump(remembered), 0o600)
         if self.network is None or self.lease is None or self.underlay is None:
             return
         yield from self._sockets(self.underlay)
@@ -449,6 +457,11 @@ class Node:
         if self._agenda.get(f"link {name}") is None:
             return "not connected yet"
         return self._agenda.problem("forwarding")
+
+    def link_of(self, name: str) -> Link | None:
+        """What an endpoint's interface should be like, once it is there."""
+        found = self._agenda.get(f"link {name}")
+        return found if isinstance(found, Link) else None
 
     @property
     def goals(self) -> tuple[Goal, ...]:

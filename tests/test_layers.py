@@ -23,7 +23,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("node", "actions", "agenda", "rounds"),
     ("_abi", "encap.fib", "tunnel"),
     ("dataplane",),
-    ("api", "daemon", "daemon_api", "daemon_hands", "daemon_health", "daemon_paths", "daemon_store", "lab", "bench"),
+    (
+        *("api", "daemon", "daemon_api", "daemon_cni", "daemon_endpoints", "daemon_hands", "daemon_health"),
+        *("daemon_listener", "daemon_paths", "daemon_store", "lab", "bench"),
+    ),
     ("flannel.run",),
     ("cli", "__main__"),
 )
@@ -44,7 +47,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 PURE = (
     *("errors", "net", "config", "readings", "endpoints", "underlay", "node", "actions", "agenda", "rounds"),
     *("control.lease", "control.peers", "control.network", "control.path_mtu", "control.objects", "encap.", "policy."),
-    *("flannel.flags", "flannel.plan"),
+    *("cni.naming", "cni.request", "cni.result", "cni.spec", "flannel.flags", "flannel.plan"),
 )
 EFFECTS = {"asyncio", "socket", "subprocess", "threading", "time", "os", "fcntl", "signal", "select"}
 

@@ -282,7 +282,7 @@ def test_detach_takes_the_route_before_the_device(world: World) -> None:
     world.tell(Attach(POD))
     world.history.clear()
     world.tell(Detach("default/a"))
-    assert world.history == ["+file /s/endpoints.json", "+forwarding", "-link default/a", "-device default/a"]
+    assert world.history == ["+forwarding", "-link default/a", "-device default/a", "+file /s/endpoints.json"]
     assert world.released == ["default/a"]
     assert "10.244.1.2/32" not in world.routes()
 

@@ -100,6 +100,7 @@ class FakeHost:
     recursive: frozenset[IPAddress] = frozenset()
     broken: dict[str, str] = field(default_factory=dict)  # method -> problem
     sysctls: dict[str, str] = field(default_factory=dict)
+    others: set[tuple[str, str]] = field(default_factory=set)  # namespace and name of interfaces that are not ours
     asked_for_routes: int = 0
     path_mtus: dict[IPAddress, int] = field(default_factory=dict)  # narrower than the link
 
@@ -140,6 +141,25 @@ class FakeHost:
         changed = self.links.get(key) != link
         self.links[key] = link
         return ("all",) if changed else ()
+
+    def lacks(self, link: Link) -> tuple[str, ...]:
+        """Return the interface if it is dead; the rest is as it was reconciled."""
+        found = self.tuns.get((link.netns, link.ifname))
+        return () if found is not None and found.alive else (f"interface {link.ifname}",)
+
+    def has_link(self, ifname: str, namespace: str) -> bool:
+        """Tell whether a TUN was opened there and not closed, or the test says so."""
+        self.identity(namespace)
+        found = self.tuns.get((namespace, ifname))
+        return (namespace, ifname) in self.others or (found is not None and found.kept is not False)
+
+    def remove_left_tun(self, ifname: str, namespace: str) -> bool:
+        """Remove a TUN that a daemon before left."""
+        found = self.tuns.get((namespace, ifname))
+        if found is None or found.kept is not True:
+            return False
+        found.kept = False
+        return True
 
     def identity(self, namespace: str) -> str:
         """Return the number of the namespace at a path; ours is 0."""

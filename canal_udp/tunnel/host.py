@@ -6,6 +6,7 @@ Threads    every method may block for milliseconds: call it in the daemon's host
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -56,6 +57,9 @@ class Host(Protocol):
     def open_echo(self, version: int) -> AnyEcho: ...
     def monitor(self, namespace: str | None) -> AnyMonitor: ...
     def reconcile(self, link: Link) -> tuple[str, ...] | None: ...
+    def lacks(self, link: Link) -> tuple[str, ...]: ...
+    def has_link(self, ifname: str, namespace: str) -> bool: ...
+    def remove_left_tun(self, ifname: str, namespace: str) -> bool: ...
     def identity(self, namespace: str) -> str: ...
     def inode(self, namespace: str) -> tuple[int, int] | None: ...
     def underlay(self, wish: Wish) -> Underlay: ...
@@ -87,6 +91,25 @@ class RealHost:
     def reconcile(self, link: Link) -> tuple[str, ...] | None:
         """Bring a device to the wanted state; None if it is not there."""
         return netns.run_inside(link.netns, lambda: netlink.reconcile(link))
+
+    def lacks(self, link: Link) -> tuple[str, ...]:
+        """Return what a device does not have that it should; changes nothing."""
+        return netns.run_inside(link.netns, lambda: netlink.lacks(link))
+
+    def has_link(self, ifname: str, namespace: str) -> bool:
+        """Tell whether a namespace has an interface by that name."""
+        return netns.run_inside(namespace, lambda: ifname in (name for _, name in socket.if_nameindex()))
+
+    def remove_left_tun(self, ifname: str, namespace: str) -> bool:
+        """Remove a TUN that nobody holds, as a killed daemon leaves one; anything else by that name stays."""
+        if not self.has_link(ifname, namespace):
+            return False
+        try:
+            found = open_tun(ifname, namespace)
+        except DeviceError:  # no TUN, or someone's
+            return False
+        found.close(keep=False)
+        return True
 
     def identity(self, namespace: str) -> str:
         """Tell a namespace from every other that its path ever named."""

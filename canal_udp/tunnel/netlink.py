@@ -225,6 +225,23 @@ def reconcile(link: Link) -> tuple[str, ...] | None:
     return tuple(changes)
 
 
+def lacks(link: Link) -> tuple[str, ...]:
+    """Return what a device of this thread's namespace does not have; what else it has is its own affair."""
+    with Netlink() as netlink:
+        found = netlink.link(name=link.ifname)
+        if found is None:
+            return (f"interface {link.ifname}",)
+        there = {one.interface for one in netlink.addresses(found.index)}
+        routes = {
+            one.destination
+            for family in (socket.AF_INET, socket.AF_INET6)
+            for one in netlink.routes(family, index=found.index)
+        }
+    missing = [] if found.flags & rt.IFF_UP else [f"{link.ifname} up"]
+    missing += [f"address {address}" for address in link.addresses if address not in there]
+    return tuple(missing + [f"route {route}" for route in link.routes if route not in routes])
+
+
 def write_sysctl(path: str, value: str) -> str:
     """Write one sysctl of this thread's namespace if it differs; returns the change in words, or nothing."""
     file = Path("/proc/sys") / path
