@@ -47,6 +47,7 @@ from canal_udp.daemon_api import Server, Service
 from canal_udp.daemon_endpoints import Endpoints
 from canal_udp.daemon_hands import Hands
 from canal_udp.daemon_health import PageServer, health_pages, sd_notify
+from canal_udp.daemon_objects import ObjectKeeper
 from canal_udp.daemon_paths import PathProber
 from canal_udp.daemon_store import Keeper
 from canal_udp.dataplane import Dataplane, DataplaneConfig
@@ -56,6 +57,7 @@ from canal_udp.identity import FILE_NAME as IDENTITY_NAME
 from canal_udp.identity import own_mac
 from canal_udp.logs import event, setup
 from canal_udp.node import Node
+from canal_udp.policy.cluster import Changes
 from canal_udp.tunnel import selftest
 from canal_udp.tunnel.host import Host, RealHost
 from canal_udp.tunnel.selftest import Offloads
@@ -127,6 +129,7 @@ class Daemon:
         self._store = open_store(config.store)
         previous = Previous(*previous_subnets(read(config.subnet_file)))
         self._keeper = Keeper(self._store, config, previous, self._claim, self.apply)
+        self.objects = ObjectKeeper(self._store, config, self._name, self.node, self._on_objects)
         self.prober = PathProber(host, self.node, config.mtu_probe_s, self.apply, now)
         endpoints = Endpoints(self)
         self._server = Server(Service(self, endpoints))
@@ -144,6 +147,7 @@ class Daemon:
         await self.apply(await self.hands.underlay(self.wish))
         asyncio.get_running_loop().add_reader(self.dataplane.events_fd, self._on_dataplane_events)
         self._spawn(self._keeper.run(), "store")
+        self._spawn(self.objects.run(), "objects")
         self._spawn(self._tick(), "tick")
         if self.config.mtu_probe_s:
             self._spawn(self.prober.run(), "paths")
@@ -178,6 +182,7 @@ class Daemon:
         asyncio.get_running_loop().remove_reader(self.dataplane.events_fd)
         if self.config.clean:
             await self._clean()
+        self.objects.close()
         await self._store.close()
         try:
             self.dataplane.stop(STOP_S)
@@ -196,6 +201,7 @@ class Daemon:
             if value == "0":
                 await self.hands.blocking(lambda path=path, value=value: self.host.restore_sysctl(path, value))  # type: ignore[misc]
         with contextlib.suppress(CanalError):  # the store is away: the lease ends by itself
+            await self.objects.give_back()
             await self._keeper.give_back()
         for name in ("ipam.json", IDENTITY_NAME, FILE_NAME):
             (self.config.state_dir / name).unlink(missing_ok=True)
@@ -214,6 +220,7 @@ class Daemon:
                     queue.extend(await self._perform(action))
             self.prober.notice()
             self._keeper.notice()
+            self.objects.notice()
             self._tell_supervisor()
 
     async def _perform(self, action: Action) -> list[Event]:
@@ -269,6 +276,10 @@ class Daemon:
             with contextlib.suppress(CanalError):  # of another subnet: reported by the node
                 ipam.allocate(one.name, one.ips)
         return ipam
+
+    def _on_objects(self, changes: Changes, in_sync: bool) -> None:
+        """The objects of the cluster that are different now."""
+        event(LOG, "debug", "objects.changed", count=len(changes), in_sync=in_sync)
 
     # timers and descriptors
 
@@ -327,6 +338,10 @@ class Daemon:
             exclude=(config.host_ifname, "lo"),
         )
 
+    @property
+    def _name(self) -> str:
+        return self.node.config.node or socket.gethostname()
+
     def _claim(self) -> Claim | None:
         underlay, config = self.node.underlay, self.node.config
         if underlay is None or self.node.network is None:
@@ -336,13 +351,13 @@ class Daemon:
             underlay.public_ip6,
             encap=config.encap,
             vtep_mac=self.node.mac if config.encap == "vxlan" else None,
-            node=config.node or socket.gethostname(),
+            node=self._name,
             vni=config.vni,
         )
 
     def reasons(self) -> tuple[str, ...]:
         """Everything that is not as it should be."""
-        return tuple(problem for _, problem in self._complaints())
+        return (*(problem for _, problem in self._complaints()), *self.objects.problems)
 
     def _complaints(self) -> Iterator[tuple[str, str]]:
         yield from self.node.complaints

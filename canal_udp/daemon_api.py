@@ -118,6 +118,7 @@ class Service:
             "drops": drops,
             "peers": len(node.peers.peers),
             "endpoints": len(node.endpoints),
+            "objects": daemon.objects.status(),
             "worker": asdict(plane) | {"running": daemon.dataplane.running, "error": daemon.dataplane.worker_error},
             "conservation": _conservation(counters, drops, plane.queued),
         }

@@ -74,7 +74,7 @@ class Keeper:
         await self._hold(network, claim)
         snapshot = await self._store.list_leases()
         await self._apply(LeasesSeen(snapshot))
-        await _first_failure(self._watch(snapshot), self._renew(network))
+        await first_failure(self._watch(snapshot), self._renew(network))
 
     async def _network(self) -> NetworkConfig:
         text, _ = await self._store.get_network()
@@ -168,7 +168,7 @@ def _boottime() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-async def _first_failure(*works: Awaitable[None]) -> None:
+async def first_failure(*works: Awaitable[None]) -> None:
     """Run all until one ends; raise what ended it, with the others cancelled."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:

@@ -127,7 +127,7 @@ def first_host(subnet: Network) -> Address:
 def printable(text: str, limit: int = 120) -> str:
     """Make text of others safe for a log line or a terminal: no control, no bidi, no line breaks, bounded."""
     cut = text[:limit]
-    safe = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in cut)
+    safe = cut if cut.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in cut)
     return safe if len(text) <= limit else f"{safe}... ({len(text)} characters)"
 
 

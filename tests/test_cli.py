@@ -34,6 +34,7 @@ STATUS = {
     "drops": {"short": 2, "policy": 3},
     "peers": 4,
     "endpoints": 5,
+    "objects": {"in_sync": True, "known": True, "counts": {"Pod": 12, "Policy": 3, "Namespace": 4}},
     "conservation": {"balanced": True},
 }
 FLOW = {

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("dataplane",),
     (
         *("api", "daemon", "daemon_api", "daemon_cni", "daemon_endpoints", "daemon_hands", "daemon_health"),
-        *("daemon_listener", "daemon_paths", "daemon_store", "lab", "bench"),
+        *("daemon_listener", "daemon_objects", "daemon_paths", "daemon_store", "lab", "bench"),
     ),
     ("flannel.run",),
     ("cli", "__main__"),
@@ -46,7 +46,8 @@ DOORS: dict[str, tuple[str, ...]] = {
 }
 PURE = (
     *("errors", "net", "config", "readings", "endpoints", "underlay", "node", "actions", "agenda", "rounds"),
-    *("control.lease", "control.peers", "control.network", "control.path_mtu", "control.objects", "encap.", "policy."),
+    *("control.lease", "control.peers", "control.network", "control.path_mtu", "encap.", "policy."),
+    *("control.objects", "control.publication", "control.saved"),
     *("cni.naming", "cni.request", "cni.result", "cni.spec", "flannel.flags", "flannel.plan"),
 )
 EFFECTS = {"asyncio", "socket", "subprocess", "threading", "time", "os", "fcntl", "signal", "select"}

@@ -44,12 +44,21 @@ def _status_lines(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("generation", text(status["generation"])),
         ("peers", f"{status['peers']}"),
         ("endpoints", f"{status['endpoints']}"),
+        ("objects", _objects(status["objects"])),
     ]
     for way in ("rx", "tx"):
         parts = (f"{kind} {amount(counters.get(f'{way}_{kind}', 0))}" for kind in ("pod", "host", "underlay"))
         lines.append((f"{way} packets", ", ".join(parts)))
     lines.append(("dropped", f"{sum(drops.values())}" + ("" if balance["balanced"] else " (packets are missing)")))
     return lines
+
+
+def _objects(objects: dict[str, Any]) -> str:
+    """What is known of the cluster's policies and pods."""
+    if not objects["known"]:
+        return "nothing known yet"
+    counts = ", ".join(f"{text(kind)} {count}" for kind, count in objects["counts"].items())
+    return (counts or "none") + ("" if objects["in_sync"] else " (the last that was known)")
 
 
 def _peers(arguments: argparse.Namespace) -> int:

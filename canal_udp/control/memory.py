@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import ClassVar
 from weakref import WeakValueDictionary
 
-from canal_udp.control.bell import Bell
+from canal_udp.control.bell import Bell, rung
 from canal_udp.control.store import Batch, Entry, Gone, Snapshot, TypedStore
 from canal_udp.errors import StoreConflict, StoreUnavailable
 
@@ -117,14 +116,14 @@ class MemoryStore(TypedStore):
 
     async def _watch(self, kind: str, after: int) -> AsyncIterator[Batch | Snapshot]:
         hub = self._open
-        with hub.bell.heard() as rung:
+        with hub.bell.heard() as news:
             while not self._closed:
-                rung.clear()
+                news.clear()
                 update = hub.changes(kind, after)
                 if isinstance(update, Snapshot) or update.changes:
                     yield update
                 after = update.revision
-                await _either(rung, POLL_S)
+                await rung(news, POLL_S)
 
     async def close(self) -> None:
         self._closed = True
@@ -135,12 +134,3 @@ class MemoryStore(TypedStore):
         if self._closed:
             raise StoreUnavailable("the store is closed")
         return self.hub
-
-
-async def _either(event: asyncio.Event, timeout_s: float) -> bool:
-    """Wait for the event, but not longer; says whether it came."""
-    try:
-        await asyncio.wait_for(event.wait(), timeout_s)
-    except TimeoutError:
-        return False
-    return True

@@ -115,11 +115,13 @@ class Cluster:
         if isinstance(change, Gone):
             self._forget(source, touched)
             return
-        if self._values.get(source) == change.value:
-            fact = replace(self._facts[source], revision=change.revision)
-        else:
-            fact = read_fact(kind, change.key, change.value, change.revision)
         before = self._facts.get(source)
+        if before is None or self._values[source] != change.value:
+            fact = read_fact(kind, change.key, change.value, change.revision)
+        elif before.revision == change.revision:
+            return
+        else:
+            fact = replace(before, revision=change.revision)
         if fact.found is None and before is not None:
             fact = replace(fact, found=before.found)
         self._values[source], self._facts[source] = change.value, fact
