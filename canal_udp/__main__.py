@@ -16,6 +16,7 @@ COMMANDS = {
     "daemon": "daemon",
     "attach": "endpoint",
     "detach": "endpoint",
+    "label": "endpoint",
     "status": "state",
     "peers": "state",
     "endpoints": "state",

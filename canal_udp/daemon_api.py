@@ -12,16 +12,16 @@ import logging
 import re
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from canal_udp.actions import IPAddress
+from canal_udp.actions import Attach, IPAddress
 from canal_udp.api import REQUEST_MAX_BYTES, SOCKET_NAME, decode, encode, failure, success
 from canal_udp.control.acquire import owns
 from canal_udp.control.shown import lease_row
 from canal_udp.daemon_endpoints import Endpoints
 from canal_udp.daemon_listener import Listener
-from canal_udp.endpoints import Endpoint, check_name, parse_labels
+from canal_udp.endpoints import Endpoint, change_labels, check_name, parse_labels
 from canal_udp.errors import CanalError, RequestError
 from canal_udp.net import format_mac, parse_address
 from canal_udp.tunnel.device import check_ifname
@@ -76,6 +76,7 @@ class Service:
             "drops": self._drops,
             "attach": self._attach,
             "detach": self._detach,
+            "label": self._label,
             "lease_list": self._lease_list,
         }
 
@@ -101,6 +102,7 @@ class Service:
         return {
             "node": node.config.node or socket.gethostname(),
             "state": daemon.state(),
+            "store": daemon.config.store,
             "reasons": list(daemon.reasons()),
             "generation": plane.generation,
             "public_ip": _text(underlay.public_ip if underlay else None),
@@ -220,6 +222,16 @@ class Service:
                 return {"name": name or netns, "detached": False}
             await self._known.detach(found)
         return {"name": found.name, "detached": True}
+
+    async def _label(self, request: Request) -> dict[str, Any]:
+        name, changes = _string(request, "name"), _strings(request, "labels")
+        async with self._known.alone:
+            found = next((one for one in self._known.all() if one.name == name), None)
+            if found is None:
+                raise RequestError(f"{name!a} is not attached to this node; canal endpoints")
+            labels = change_labels(found.labels, changes)
+            await self._daemon.apply(Attach(replace(found, labels=labels)))
+        return self._endpoint_row(self._daemon.node.endpoints[name])
 
     def _endpoint_row(self, one: Endpoint) -> dict[str, Any]:
         node = self._daemon.node

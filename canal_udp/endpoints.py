@@ -58,6 +58,20 @@ def parse_labels(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(labels.items()))
 
 
+def change_labels(labels: Iterable[tuple[str, str]], changes: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Return labels with changes: key=value sets one, key- takes it away.
+
+    Raises     RequestError.
+    """
+    found = dict(labels)
+    for text in changes:
+        if text.endswith("-") and "=" not in text:
+            found.pop(text.removesuffix("-"), None)
+        else:
+            found |= dict(parse_labels([text]))
+    return tuple(sorted(found.items()))
+
+
 def dump(endpoints: Iterable[Endpoint]) -> str:
     """Return the text of the state file."""
     rows = [

@@ -124,6 +124,21 @@ def test_attach_is_idempotent_and_detach_frees(bench: Bench) -> None:
     bench.run(work)
 
 
+def test_labels_of_an_attached_pod_change_and_everybody_is_told(bench: Bench) -> None:
+    async def work() -> None:
+        await bench.ask("attach", netns="a", labels=["app=web", "tier=x"])
+        row = await bench.ask("label", name="default/a", labels=["app=db", "tier-"])
+        assert row["labels"] == {"app": "db"} and row["ips"] == ["10.244.1.2/32"]
+        assert bench.daemon.objects.cluster.state().pods["default/a"].labels == {"app": "db"}
+        assert (await bench.ask("status"))["objects"]["counts"] == {"Namespace": 1, "Pod": 1}
+        assert '"app": "db"' in (bench.config.state_dir / "endpoints.json").read_text()
+        for arguments in ({"name": "default/b", "labels": ["a=b"]}, {"name": "default/a", "labels": ["a b"]}):
+            with pytest.raises(RequestError, match=r"not attached to this node|is no label"):
+                await bench.ask("label", **arguments)
+
+    bench.run(work)
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

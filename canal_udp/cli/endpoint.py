@@ -1,4 +1,4 @@
-"""canal attach | detach: connect a network namespace to the pod network by hand."""
+"""canal attach | detach | label: connect a network namespace to the pod network by hand."""
 
 from __future__ import annotations
 
@@ -28,10 +28,17 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     detach.add_argument("--name", default="", metavar="NS/POD", help="name of the endpoint instead")
     add_common(detach)
     detach.set_defaults(handler=_detach)
+    label = subparsers.add_parser("label", help="change the labels of an attached pod", description=_LABEL)
+    label.add_argument("name", metavar="NS/POD", help="name of the endpoint")
+    label.add_argument("labels", metavar="K=V | K-", nargs="+", help="set a label, or take it away")
+    add_common(label)
+    label.set_defaults(handler=_label)
 
 
 _ATTACH = "Give a network namespace an interface and an address of this node's subnet. Doing it again changes nothing."
 _DETACH = "Take the interface away and free the address. It is no error if there is none."
+
+_LABEL = "Change labels of a pod that is attached to this node; policies of all nodes follow within a second."
 
 
 def _attach(arguments: argparse.Namespace) -> int:
@@ -57,6 +64,15 @@ def _detach(arguments: argparse.Namespace) -> int:
         print_json(gone)
     else:
         print(f"{text(gone['name'])}: detached" if gone["detached"] else "was not attached")
+    return 0
+
+
+def _label(arguments: argparse.Namespace) -> int:
+    found = call(arguments.run_dir, "label", name=arguments.name, labels=arguments.labels)
+    if arguments.json:
+        print_json({key: found[key] for key in ("name", "labels")})
+    else:
+        print(f"{text(found['name'])}: {text(found['labels'])}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""canal policy check|eval|selector: the language of policies, offline. No daemon, no root."""
+"""canal policy: check|eval|selector, the language of policies, offline; apply|delete|list|get are in objects.py."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from canal_udp.cli.objects import register_actions
 from canal_udp.cli.output import print_json, print_table, text
 from canal_udp.errors import RequestError, UsageError
 
@@ -50,12 +51,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     summary = "evaluate selectors: JSON lines in, JSON lines out"
     selector = actions.add_parser("selector", help=summary, description=_SELECTOR)
     selector.set_defaults(handler=_selector)
+    register_actions(actions)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def _load(names: Iterable[str]) -> Loaded:
+def load_files(names: Iterable[str]) -> Loaded:
+    """Read files, folders of them, and - for standard input."""
     from canal_udp.policy.load import load_texts
 
     return load_texts(_texts(names))
@@ -88,7 +91,7 @@ def _tell(problems: Iterable[Problem]) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    loaded = _load(arguments.files)
+    loaded = load_files(arguments.files)
     from canal_udp.policy.validate import warnings
 
     problems = sorted(
@@ -119,7 +122,7 @@ def _problem(problem: Problem) -> dict[str, object]:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    loaded = _load(arguments.state)
+    loaded = load_files(arguments.state)
     _tell(loaded.errors)
     from canal_udp.policy.evaluate import Evaluator
     from canal_udp.policy.questions import Questions, with_addresses

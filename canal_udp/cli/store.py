@@ -30,22 +30,22 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     network = subparsers.add_parser("network", help="the network config that all nodes share")
     actions = network.add_subparsers(metavar="ACTION", required=True)
     get = actions.add_parser("get", help="print it")
-    _add_store(get)
+    add_store(get)
     get.set_defaults(handler=_network_get)
     put = actions.add_parser("set", help="write it; nodes take it when they start")
     put.add_argument("given", metavar="JSON", nargs="?", default="-", help="flannel's JSON; - reads standard input")
-    _add_store(put)
+    add_store(put)
     put.set_defaults(handler=_network_set)
     lease = subparsers.add_parser("lease", help="who has which subnet")
     actions = lease.add_subparsers(metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="list the leases")
-    _add_store(listing)
+    add_store(listing)
     listing.set_defaults(handler=_lease_list)
     _register_put(actions.add_parser("put", help="write the lease of a peer that runs no daemon of ours"))
     delete = actions.add_parser("delete", help="end a lease")
     delete.add_argument("subnet", metavar="SUBNET", nargs="?", default="", help="one of its subnets")
     delete.add_argument("--subnet", dest="subnet_flag", default="", metavar="SUBNET", help="the same as a flag")
-    _add_store(delete)
+    add_store(delete)
     delete.set_defaults(handler=_lease_delete)
 
 
@@ -59,20 +59,23 @@ def _register_put(put: argparse.ArgumentParser) -> None:
     put.add_argument("--vni", type=int, default=1, metavar="N", help="VXLAN network identifier (%(default)s)")
     put.add_argument("--node", default="", metavar="NAME", help="its name, for people")
     put.add_argument("--expires", type=float, metavar="S", help="the lease ends after so many seconds (never)")
-    _add_store(put)
+    add_store(put)
     put.set_defaults(handler=_lease_put)
 
 
-def _add_store(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--store", metavar="URL", help="sqlite:///path (that of --config, or of the daemon's default)")
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """Add what says which store."""
+    parser.add_argument(
+        "--store", metavar="URL", help="the store (that of --config, of the daemon that runs, its default)"
+    )
     parser.add_argument("--state-dir", metavar="DIR", help="the daemon's, where its store lies by default")
     parser.add_argument("--config", type=Path, metavar="FILE", help="the daemon's file")
     add_common(parser)
 
 
-def _with_store(arguments: argparse.Namespace, work: Callable[[Store], Awaitable[_T]]) -> _T:
-    flags = {"store": arguments.store, "state_dir": arguments.state_dir}
-    url = load(flags, os.environ, arguments.config).store
+def with_store(arguments: argparse.Namespace, work: Callable[[Store], Awaitable[_T]]) -> _T:
+    """Do something with the store that the arguments mean."""
+    url = _store_url(arguments)
 
     async def body() -> _T:
         store = open_store(url)
@@ -84,11 +87,25 @@ def _with_store(arguments: argparse.Namespace, work: Callable[[Store], Awaitable
     return asyncio.run(body())
 
 
+def _store_url(arguments: argparse.Namespace) -> str:
+    """The store that is named somewhere; else that of the daemon at --run-dir; else the one that it would have."""
+    config = load({"store": arguments.store, "state_dir": arguments.state_dir}, os.environ, arguments.config)
+    if {"store", "state_dir"} & config.origins.keys():
+        return config.store
+    try:
+        running = str(call(arguments.run_dir, "status", timeout_s=2.0)["store"])
+    except (DaemonUnreachable, RequestError):
+        return config.store
+    if running.startswith("memory:"):
+        raise RequestError(f"the daemon at {arguments.run_dir} has its store in its own memory; nobody else can see it")
+    return running
+
+
 # ---- network ---------------------------------------------------------------------------------------------------------
 
 
 def _network_get(arguments: argparse.Namespace) -> int:
-    stored, _ = _with_store(arguments, lambda store: store.get_network())
+    stored, _ = with_store(arguments, lambda store: store.get_network())
     if stored is None:
         raise RequestError("the store has no network config; canal network set writes one")
     network = NetworkConfig.from_json(stored)
@@ -100,7 +117,7 @@ def _network_set(arguments: argparse.Namespace) -> int:
     given = sys.stdin.read() if arguments.given == "-" else arguments.given
     network = NetworkConfig.from_json(given)
     network.require_encap()
-    _with_store(arguments, lambda store: store.put_network(given.strip()))
+    with_store(arguments, lambda store: store.put_network(given.strip()))
     if arguments.json:
         print(network.to_json())
     return 0
@@ -111,7 +128,7 @@ def _network_set(arguments: argparse.Namespace) -> int:
 
 def _lease_list(arguments: argparse.Namespace) -> int:
     own = _own_key(arguments)
-    snapshot = _with_store(arguments, lambda store: store.list_leases())
+    snapshot = with_store(arguments, lambda store: store.list_leases())
     rows = [lease_row(lease) | {"own": lease.key == own} for lease in snapshot.leases]
     if arguments.json:
         print_json(rows)
@@ -147,7 +164,7 @@ def _lease_put(arguments: argparse.Namespace) -> int:
                 await store.delete_lease(known, known.revision)
         return await store.create_lease(lease, arguments.expires)
 
-    written = _with_store(arguments, put)
+    written = with_store(arguments, put)
     if arguments.json:
         print_json(lease_row(written))
     return 0
@@ -190,7 +207,7 @@ def _lease_delete(arguments: argparse.Namespace) -> int:
                 return True
         return False
 
-    found = _with_store(arguments, delete)
+    found = with_store(arguments, delete)
     if arguments.json:
         print_json({"subnet": str(subnet), "deleted": found})
     elif not found:

@@ -1,4 +1,4 @@
-"""Files in YAML or JSON to documents: plain values, as Kubernetes reads them, and the line of each.
+"""Files in YAML or JSON to documents: plain values, as Kubernetes reads them, and the line of each; and back.
 
 Place     the door of YAML for policies. Documents that come from an API do not pass here.
 Limits    depth 64, 2,000,000 values a document after aliases (an alias can grow a small file without bound).
@@ -94,3 +94,8 @@ def _scalar(tag: str, text: str) -> object:
         except ValueError:
             return text
     return text
+
+
+def write_document(value: object) -> str:
+    """A document as YAML, its keys in their order."""
+    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120))
