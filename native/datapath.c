@@ -213,7 +213,8 @@ static bool tx_set_full(struct canal_dp *dp, const struct canal_port_config *c)
 
 int canal_port_add(struct canal_dp *dp, const struct canal_port_config *config, struct canal_fault *fault)
 {
-	struct epoll_event event = { .events = config->flags & CANAL_PORT_TX_ONLY ? 0 : EPOLLIN };
+	bool waits = !(config->flags & CANAL_PORT_TX_ONLY);   /* see io.c */
+	struct epoll_event event = { .events = EPOLLIN };
 	struct port *port;
 	int rc = port_check(config, fault);
 
@@ -239,7 +240,7 @@ int canal_port_add(struct canal_dp *dp, const struct canal_port_config *config, 
 	memset(&port->stats, 0, sizeof port->stats);
 	atomic_store_explicit(&port->state, PORT_LIVE, memory_order_release);
 	event.data.u32 = port->index;
-	if (epoll_ctl(dp->epoll_fd, EPOLL_CTL_ADD, port->fd, &event) < 0) {
+	if (waits && epoll_ctl(dp->epoll_fd, EPOLL_CTL_ADD, port->fd, &event) < 0) {
 		atomic_store_explicit(&port->state, PORT_FREE, memory_order_release);
 		return fault_set(fault, CANAL_ESYS, CANAL_TABLE_PORT, 0, offsetof(struct canal_port_config, fd), errno);
 	}

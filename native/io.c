@@ -7,6 +7,9 @@
  *                 tun_arena: [headroom|vnet|packet 0]..[headroom|vnet|packet 1]..
  *
  *             a socket brings many datagrams a call, each into a buffer of its own, since UDP_GRO may fill 64 KiB.
+ *
+ *             A socket that only sends is not waited for: the kernel would ring for each of its packets that leaves (sock_wfree). Its
+ *             errors are read when a call fails, and an ICMP error fails the next one.
  * Invariants: never a byte used that was not received: size is what the call returned.
  * Threads:    worker.
  * Source:     tun.rst, udp(7), ip(7) (IP_RECVERR), Linux net/ipv4/udp.c (UDP_GRO control message).
@@ -40,13 +43,18 @@ static int kernel_tun_write(struct worker *w, const struct port *port, const str
 
 static int kernel_udp_send(struct worker *w, const struct port *port, struct mmsghdr *headers, uint32_t n)
 {
-	int rc;
+	int rc, error;
 
 	do {
 		worker_count(w, CANAL_SYSCALLS, 1);
 		rc = sendmmsg(port->fd, headers, n, MSG_DONTWAIT);
 	} while (rc < 0 && errno == EINTR);
-	return rc < 0 ? -errno : rc;
+	if (likely(rc >= 0))
+		return rc;
+	error = errno;
+	if ((port->flags & CANAL_PORT_TX_ONLY) && error != EAGAIN)
+		io_read_errors(w, port);
+	return -error;
 }
 
 static int kernel_udp_wait(struct worker *w, const struct port *port)
@@ -161,7 +169,7 @@ uint32_t io_receive(struct worker *w, struct port *port, int *failed)
 
 /* ---- errors of what was sent --------------------------------------------------------------------------------------------- */
 
-static void read_error(struct worker *w, struct port *port, struct msghdr *h, const struct sockaddr_storage *to)
+static void read_error(struct worker *w, const struct port *port, struct msghdr *h, const struct sockaddr_storage *to)
 {
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(h); c; c = CMSG_NXTHDR(h, c)) {
 		bool v4 = c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_RECVERR;
@@ -179,7 +187,7 @@ static void read_error(struct worker *w, struct port *port, struct msghdr *h, co
 	}
 }
 
-void io_read_errors(struct worker *w, struct port *port)
+void io_read_errors(struct worker *w, const struct port *port)
 {
 	socklen_t size = sizeof(int);
 	int pending;

@@ -10,5 +10,5 @@ uint32_t io_read_tun(struct worker *w, struct port *port, int *failed);
 /* Receive up to DATAGRAMS_MAX datagrams into w->datagrams. */
 uint32_t io_receive(struct worker *w, struct port *port, int *failed);
 /* Drain the socket's error queue: path MTU events become CANAL_EVENT_MTU. */
-void io_read_errors(struct worker *w, struct port *port);
+void io_read_errors(struct worker *w, const struct port *port);
 #endif

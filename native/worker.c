@@ -5,7 +5,7 @@
  * Structure:
  *
  *     ┌─► poll all ports ─► each ready port: read a batch ─► pipeline ─┐
- *     │       └─ nothing for busy_poll_us: sleep                       │
+ *     │       └─ nothing for busy_poll_us, or no use in that: sleep    │
  *     └──── housekeeping: expiry, counters, ports to forget ◄──────────┘
  *
  * Invariants: one snapshot a turn, entered before the first packet and left before sleeping, so a sleeping worker delays no reclaim.
@@ -26,6 +26,7 @@
 
 #include "io.h"
 #include "pipeline.h"
+#include "spin.h"
 
 enum {
 	READY_MAX = 64,
@@ -205,37 +206,70 @@ static void rest(void)
 	nanosleep(&(struct timespec){ .tv_nsec = REST_NS }, NULL);
 }
 
+static int poll_ports(struct worker *w, struct epoll_event *ready, int timeout_ms)
+{
+	worker_count(w, CANAL_SYSCALLS, 1);
+	return epoll_wait(w->dp->epoll_fd, ready, READY_MAX, timeout_ms);
+}
+
+static int wait_awake(struct worker *w, struct epoll_event *ready)
+{
+	uint64_t since_us = clock_us();
+	int n;
+
+	do {
+		sched_yield();
+		n = poll_ports(w, ready, 0);
+	} while (n <= 0 && clock_us() - since_us < w->dp->config.busy_poll_us);
+	return n;
+}
+
+static int wait_asleep(struct worker *w, struct epoll_event *ready, uint64_t *swept_ms)
+{
+	bool idle = canal_ct_count(w->ct) == 0 && frag_count(w->frags) == 0;
+	int n;
+
+	w->now_ms = clock_us() / 1000;
+	housekeeping(w, swept_ms);
+	n = poll_ports(w, ready, idle ? -1 : SLEEP_MS);
+	worker_count(w, CANAL_WAKEUPS, 1);
+	return n;
+}
+
+/* Wait for something to do; returns as epoll_wait. Whoever publishes tables or removes a port need not wait for us meanwhile. */
+static int wait_ready(struct worker *w, struct epoll_event *ready, struct spin *spin, uint64_t *swept_ms)
+{
+	int n = poll_ports(w, ready, 0);
+
+	if (n > 0)
+		return n;
+	epoch_leave(&w->dp->epoch);
+	if (w->dp->config.busy_poll_us && spin_is_worth_it(spin)) {
+		n = wait_awake(w, ready);
+		if (n > 0) {
+			spin_hit(spin);
+			return n;
+		}
+		spin_miss(spin);
+	}
+	return wait_asleep(w, ready, swept_ms);
+}
+
 static void run(struct worker *w)
 {
 	struct canal_dp *dp = w->dp;
-	uint64_t last_us = clock_us(), swept_ms = last_us / 1000, now_us;
+	uint64_t swept_ms = clock_us() / 1000;
 	struct epoll_event ready[READY_MAX];
+	struct spin spin = { 0 };
 
 	while (!atomic_load_explicit(&dp->stop, memory_order_acquire)) {
-		int n = epoll_wait(dp->epoll_fd, ready, READY_MAX, 0);
+		int n = wait_ready(w, ready, &spin, &swept_ms);
 
-		worker_count(w, CANAL_SYSCALLS, 1);
-		now_us = clock_us();
-		if (n <= 0 && now_us - last_us >= dp->config.busy_poll_us) {
-			bool idle = canal_ct_count(w->ct) == 0 && frag_count(w->frags) == 0;
-
-			w->now_ms = now_us / 1000;
-			housekeeping(w, &swept_ms);
-			epoch_leave(&dp->epoch);
-			worker_count(w, CANAL_SYSCALLS, 1);
-			n = epoll_wait(dp->epoll_fd, ready, READY_MAX, idle ? -1 : SLEEP_MS);
-			worker_count(w, CANAL_WAKEUPS, 1);
-			now_us = clock_us();
-		} else if (n <= 0) {
-			sched_yield();
-		}
-		w->now_ms = now_us / 1000;
+		w->now_ms = clock_us() / 1000;
 		canal_ct_sweep(w->ct, w->now_ms, 0);   /* lookups of this turn go by this time */
 		w->tables = epoch_enter(&dp->epoch);
 		w->stumbled = false;
-		if (turn(w, ready, n))
-			last_us = now_us;
-		else if (unlikely(w->stumbled))
+		if (!turn(w, ready, n) && unlikely(w->stumbled))
 			rest();
 		if (n > 0)
 			housekeeping(w, &swept_ms);
