@@ -236,7 +236,9 @@ OPTIONS: tuple[Option, ...] = (
         "S",
         high=86400,
     ),
-    Option("busy_poll_us", "poll up to this long before sleeping, where that is answered", "number", "US", high=1_000_000),
+    Option(
+        "busy_poll_us", "poll up to this long before sleeping, where that is answered", "number", "US", high=1_000_000
+    ),
     Option("healthz_addr", "answer /healthz and /readyz here", metavar="HOST:PORT", parse=_listen),
     Option("strict_checksums", "verify the inner checksums of what peers send", "switch"),
     Option("no_udp_gso", "never send UDP superpackets", "switch"),
