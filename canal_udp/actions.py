@@ -14,9 +14,10 @@ from typing import Literal
 from canal_udp.control.lease import Lease
 from canal_udp.control.network import NetworkConfig
 from canal_udp.control.store import LeaseSnapshot
-from canal_udp.encap.forwarding import Encap, Forwarding
+from canal_udp.encap.forwarding import Forwarding
 from canal_udp.encap.mtu import superpacket_segments
 from canal_udp.endpoints import Endpoint
+from canal_udp.net import Tunnel
 from canal_udp.underlay import Underlay
 
 IPAddress = IPv4Address | IPv6Address
@@ -33,7 +34,7 @@ HOST = ""  # name of the host's device; a pod's is its endpoint name
 class Sockets:
     """The underlay sockets of one encapsulation and family."""
 
-    encap: Encap
+    encap: Tunnel
     address: IPAddress
     port: int
 
@@ -83,6 +84,14 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class Direct:
+    """Routes of the host's kernel to the subnets of those peers that are on our own link."""
+
+    routes: tuple[tuple[IPNetwork, IPAddress], ...]  # subnet, the peer's address
+    key: str = "direct"
+
+
+@dataclass(frozen=True, slots=True)
 class Published:
     """The tables that the data plane uses; the generation is given when they are published."""
 
@@ -103,7 +112,7 @@ class File:
         return f"file {self.path}"
 
 
-Goal = Sockets | Device | Link | Published | File
+Goal = Sockets | Device | Link | Direct | Published | File
 
 
 # ---- requests --------------------------------------------------------------------------------------------------------
@@ -226,6 +235,13 @@ class RoutesSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class DirectSeen:
+    """Peers that are on our own link, and have the kernel's routes now."""
+
+    gateways: frozenset[IPAddress]
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkKnown:
     """What all nodes agree on, as the store has it."""
 
@@ -255,5 +271,5 @@ class StoreSeen:
 
 Event = (
     Tick | UnderlaySeen | Done | Failed | DeviceGone | NamespaceGone | Attach | Detach | MtuLearned | MtuSeen
-    | RoutesSeen | NetworkKnown | LeaseHeld | LeasesSeen | StoreSeen
+    | RoutesSeen | DirectSeen | NetworkKnown | LeaseHeld | LeasesSeen | StoreSeen
 )  # fmt: skip

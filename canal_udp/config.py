@@ -61,6 +61,8 @@ class DaemonConfig:
     busy_poll_us: int = 60
     mtu_probe_s: int = 2  # 0: paths are believed
     healthz_addr: str | None = None  # host:port
+    ip_masq: bool = False
+    direct_routing: bool = False  # without encapsulation to peers on our own link
     strict_checksums: bool = False
     no_udp_gso: bool = False
     no_coalesce: bool = False
@@ -216,7 +218,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("store", "where leases are kept: sqlite:///path", metavar="URL", parse=_store),
     Option("network", "IPv4 network of all nodes; made when the store has none", metavar="CIDR", parse=parse_network4),
     Option("network6", "IPv6 network of all nodes", metavar="CIDR", parse=parse_network6),
-    Option("encap", "how packets travel between nodes: udp or vxlan", metavar="ENCAP", parse=_one_of(*ENCAPS)),
+    Option("encap", "how packets travel: udp, vxlan or host-gw", metavar="ENCAP", parse=_one_of(*ENCAPS)),
     Option("iface", "underlay interface, name or address; the first that fits", "list", "NAME"),
     Option("iface_regex", "the same by regular expression, tried after --iface", "list", "REGEX", _regex),
     Option("iface_can_reach", "the interface of the route to this address", metavar="IP", parse=_can_reach),
@@ -240,6 +242,8 @@ OPTIONS: tuple[Option, ...] = (
         "busy_poll_us", "poll up to this long before sleeping, where that is answered", "number", "US", high=1_000_000
     ),
     Option("healthz_addr", "answer /healthz and /readyz here", metavar="HOST:PORT", parse=_listen),
+    Option("direct_routing", "without encapsulation to peers on our own link, by routes of the kernel", "switch"),
+    Option("ip_masq", "masquerade what pods send to the outside, and let their packets be forwarded", "switch"),
     Option("strict_checksums", "verify the inner checksums of what peers send", "switch"),
     Option("no_udp_gso", "never send UDP superpackets", "switch"),
     Option("no_coalesce", "never join packets", "switch"),
@@ -361,6 +365,7 @@ def with_network(config: DaemonConfig, network: NetworkConfig) -> DaemonConfig:
         "vni": network.vni,
         "port": network.port,
         "mtu": network.mtu_bytes,
+        "direct_routing": network.direct_routing,
     }
     if config.origin("encap") not in (DEFAULT, STORE) and config.encap != network.encap:
         stored["port"] = 0  # the stored port is of the stored encapsulation

@@ -21,6 +21,8 @@ from canal_udp.actions import (
     HOST,
     Device,
     DeviceGone,
+    Direct,
+    DirectSeen,
     Done,
     Event,
     Failed,
@@ -81,6 +83,8 @@ class Hands:
         self._devices: dict[str, _Open] = {}
         self._links: dict[str, Link] = {}
         self._files: dict[str, File] = {}
+        self._direct = Direct(())
+        self._gateways: frozenset[IPAddress] = frozenset()
         self._changed: set[str] = set()  # names of devices whose namespace announced a change
         self._rounds = Rounds(ROUND_S, now)
         self._routes_known: dict[IPAddress, bool] = {}  # does it lead into our device?
@@ -105,6 +109,8 @@ class Hands:
                     await self._do_device(goal)
                 case Link():
                     return await self._do_link(goal)
+                case Direct():
+                    return await self._do_direct(goal)
                 case Published():
                     return await self._do_published(goal)
                 case File():
@@ -124,6 +130,9 @@ class Hands:
                     await self._close_device(goal.name, keep=False)
                 case Link():
                     self._links.pop(goal.name, None)
+                case Direct():
+                    self._direct = Direct(())
+                    await self.blocking(lambda: self._host.route_directly({}))
                 case File():
                     self._files.pop(goal.key, None)
                     await self.blocking(lambda: goal.path.unlink(missing_ok=True))
@@ -197,6 +206,11 @@ class Hands:
             event(LOG, "info", "link.changed", device=goal.name or "host", changes=",".join(changes))
         return [Done(goal)]
 
+    async def _do_direct(self, goal: Direct) -> list[Event]:
+        self._gateways = await self.blocking(lambda: self._host.route_directly(dict(goal.routes)))
+        self._direct = goal
+        return [Done(goal), DirectSeen(self._gateways)]
+
     async def _do_published(self, goal: Published) -> list[Event]:
         recursive = await self._recursive(vtep.addr for vtep in goal.forwarding.vteps)
         if recursive:
@@ -249,6 +263,7 @@ class Hands:
                 events += await self._repair(self._links[name])
         if HOST in changed:
             events += await self._look_around(wish, peers)
+            events += await self._look_for_neighbours()
             events += await self._path_mtus(told)
             self._warn_of_rp_filter()
         for file in self._files.values():
@@ -298,6 +313,17 @@ class Hands:
             except (CanalError, OSError) as error:  # no route now: whatever brings one announces it
                 event(LOG, "debug", "path.unknown", peer=address, reason=error)
         return events
+
+    async def _look_for_neighbours(self) -> list[Event]:
+        """Repair the routes to peers on our own link; says when they are others now."""
+        if not self._direct.routes:
+            return []
+        before, goal = self._gateways, self._direct
+        try:
+            await self._do_direct(goal)
+        except (CanalError, OSError) as error:
+            return [Failed(goal, str(error))]
+        return [DirectSeen(self._gateways)] if self._gateways != before else []
 
     def _warn_of_rp_filter(self) -> None:
         """Say when the kernel drops what comes in by another way than it would send out; it is not ours to set."""

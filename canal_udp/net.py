@@ -9,10 +9,14 @@ from typing import Literal, TypeAlias
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
-Encap: TypeAlias = Literal["udp", "vxlan"]
+Tunnel: TypeAlias = Literal["udp", "vxlan"]
+Encap: TypeAlias = Literal["udp", "vxlan", "host-gw"]  # host-gw: none, the peer is a gateway on our own link
+Backend: TypeAlias = Literal["udp", "vxlan", "host-gw", "extension"]  # extension: commands that an administrator wrote
 
-ENCAPS: tuple[Encap, ...] = ("udp", "vxlan")
-PORTS: dict[Encap, int] = {"udp": 8285, "vxlan": 8472}  # UDP destination ports, flannel's
+TUNNELS: tuple[Tunnel, ...] = ("udp", "vxlan")
+ENCAPS: tuple[Encap, ...] = (*TUNNELS, "host-gw")
+BACKENDS: tuple[Backend, ...] = (*ENCAPS, "extension")
+PORTS: dict[Tunnel, int] = {"udp": 8285, "vxlan": 8472}  # UDP destination ports, flannel's
 VNI_DEFAULT = 1
 VNI_MAX = 2**24 - 1
 

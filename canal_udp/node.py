@@ -20,6 +20,8 @@ from canal_udp.actions import (
     Detach,
     Device,
     DeviceGone,
+    Direct,
+    DirectSeen,
     Done,
     Event,
     Failed,
@@ -49,14 +51,14 @@ from canal_udp.config import DaemonConfig, with_network
 from canal_udp.control.lease import Lease
 from canal_udp.control.network import NetworkConfig
 from canal_udp.control.path_mtu import Path
-from canal_udp.control.peers import LearnedMtus, PeerTable, peer_table, table_routes
+from canal_udp.control.peers import LearnedMtus, PeerTable, direct_candidates, peer_table, table_routes
 from canal_udp.control.store import LeaseSnapshot
 from canal_udp.control.subnet_env import SubnetEnv
-from canal_udp.encap.forwarding import Encap, Forwarding, Route, Vtep, vtep_key
+from canal_udp.encap.forwarding import Forwarding, Route, Vtep, vtep_key
 from canal_udp.encap.mtu import MTU_MAX, inner_mtu, overhead
 from canal_udp.endpoints import FILE_NAME, Endpoint, dump
 from canal_udp.errors import ConfigError
-from canal_udp.net import contains
+from canal_udp.net import TUNNELS, contains
 from canal_udp.underlay import Underlay
 
 _POD_SYSCTLS = (
@@ -86,6 +88,7 @@ class Node:
         self.endpoints: dict[str, Endpoint] = {one.name: one for one in endpoints}
         self.peers = PeerTable((), ())  # the other nodes, and the leases that are not used with the reason
         self.recursive: frozenset[IPAddress] = frozenset()
+        self.gateways: frozenset[IPAddress] = frozenset()  # peers on our own link, with routes of the kernel
         self.published = False  # ever
         self.paths: tuple[Path, ...] = ()  # of the tables in use; another object when they change
         # what is being worked on
@@ -163,6 +166,8 @@ class Node:
                 yield Log("info", "mtu.confirmed", (("peer", address), ("mtu_bytes", mtu_bytes)))
             case RoutesSeen(recursive):
                 yield from self._take_recursive(recursive)
+            case DirectSeen(gateways):
+                self.gateways = gateways
 
     def _take_done(self, goal: Goal) -> None:
         self._agenda.done(goal)
@@ -194,7 +199,13 @@ class Node:
             return
         self._problems.pop("network", None)
         # what this node was told itself goes before what the store says
-        self.network = replace(network, encap=self.config.encap, port=self.config.port, vni=self.config.vni)
+        self.network = replace(
+            network,
+            encap=self.config.encap,
+            port=self.config.port,
+            vni=self.config.vni,
+            direct_routing=self.config.direct_routing,
+        )
 
     def _take_lease(self, lease: Lease) -> Iterator[Action]:
         before, self.lease = self.lease, lease
@@ -255,6 +266,9 @@ class Node:
         devices += [Device(one.name, one.ifname, one.netns, mtu_bytes, one.id) for one in self.endpoints.values()]
         yield from devices
         yield from (self._link(device) for device in devices if self._agenda.is_true(device))
+        candidates = direct_candidates(self.peers, self.network)
+        if candidates:
+            yield Direct(candidates)
         # not before the peers are known: their pods would be called unreachable
         if self._agenda.get(f"device {HOST}") is not None and self.leases is not None:
             yield Published(forwarding)
@@ -282,8 +296,8 @@ class Node:
     def _sockets(self, underlay: Underlay) -> Iterator[Sockets]:
         """Our own encapsulation's to receive, and those of peers that speak another."""
         assert self.network is not None
-        encaps: dict[Encap, None] = dict.fromkeys((self.config.encap, *(peer.encap for peer in self.peers.peers)))
-        for encap in encaps:
+        spoken = {self.config.encap, *(peer.encap for peer in self.peers.peers)}
+        for encap in (one for one in TUNNELS if one in spoken):
             for address in (underlay.bind, underlay.bind6):
                 if address is not None:
                     yield Sockets(encap, address, self.network.port_of(encap))
@@ -358,7 +372,7 @@ class Node:
     def _layout(self) -> tuple[tuple[Vtep, ...], tuple[Route, ...]]:
         if self.network is None or self.underlay is None:
             return (), ()
-        return table_routes(self.peers, self.network, self._outer_mtu_bytes, self._learned)
+        return table_routes(self.peers, self.network, self._outer_mtu_bytes, self._learned, self.gateways)
 
     def _forwarding(self) -> Forwarding:
         """The tables that follow from everything known; the generation is given when they are published."""
@@ -427,6 +441,10 @@ class Node:
             for conflict in self.peers.conflicts
         ]
         found += [
+            ("peers", f"peer {subnet} by {address}: it is not on our own link, which host-gw needs")
+            for subnet, address in self._out_of_reach()
+        ]
+        found += [
             ("endpoints", f"{one.name}: its address is outside this node's subnet; attach it anew")
             for one in self._strangers()
         ]
@@ -438,6 +456,11 @@ class Node:
     def announced(self) -> bool:
         """Tell whether subnet.env is written, which is the last that others wait for."""
         return self.published and self._agenda.get(f"file {self.config.subnet_file}") is not None
+
+    def _out_of_reach(self) -> list[tuple[IPNetwork, IPAddress]]:
+        peers = (peer for peer in self.peers.peers if peer.encap == "host-gw")
+        targets = (target for peer in peers for target in peer.targets())
+        return [(subnet, address) for subnet, address, _ in targets if address not in self.gateways]
 
     def _strangers(self) -> list[Endpoint]:
         if self.lease is None:

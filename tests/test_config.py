@@ -120,7 +120,7 @@ def test_an_address_or_network_can_be_a_list_of_one_in_the_environment() -> None
         ("network", "10.3.0.1/16", "has host bits set"),
         ("network", "fd00::/48", "is not an IPv4 network"),
         ("network6", "10.3.0.0/16", "is not an IPv6 network"),
-        ("encap", "vxlam", "'vxlam' is none of udp, vxlan; did you mean vxlan?"),
+        ("encap", "vxlam", "'vxlam' is none of udp, vxlan, host-gw; did you mean vxlan?"),
         ("public_ip", "127.0.0.1", "is a loopback address"),
         ("public_ip", "0.0.0.0", "is the unspecified address"),
         ("host_ifname", "a-very-long-interface-name", "is not an interface name"),

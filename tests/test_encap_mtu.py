@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from canal_udp.encap.forwarding import Encap
 from canal_udp.encap.mtu import Family, inner_mtu, overhead, superpacket_segments
 from canal_udp.errors import ConfigError
+from canal_udp.net import Encap
 
 
 @pytest.mark.parametrize(

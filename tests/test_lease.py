@@ -42,6 +42,18 @@ IP, IP6 = IPv4Address("192.168.64.3"), IPv6Address("2001:db8::3")
             id="dual stack",
         ),
         pytest.param(
+            Lease(SUBNET, None, IP, encap="host-gw"),
+            "10.12.13.0-24",
+            '{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"host-gw"}',
+            id="host-gw",
+        ),
+        pytest.param(
+            Lease(SUBNET, None, IP, encap="extension", data="what it printed"),
+            "10.12.13.0-24",
+            '{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"extension","BackendData":"what it printed"}',
+            id="extension",
+        ),
+        pytest.param(
             Lease(None, SUBNET6, None, IP6, node="n1"),
             "fd00:12:13::-56",
             '{"PublicIP":"0.0.0.0","PublicIPv6":"2001:db8::3","Node":"n1"}',
@@ -107,7 +119,7 @@ def test_not_the_name_of_a_lease(key: str) -> None:
             '{"PublicIP":"1.2.3.4","PublicIPv6":"::ffff:1.2.3.4"}', "IPv4 address in IPv6 form", id="v4-mapped"
         ),
         pytest.param('{"PublicIP":"1.2.3.4","PublicIPv6":"fe80::1%eth0"}', "PublicIPv6", id="zone"),
-        pytest.param('{"PublicIP":"1.2.3.4","BackendType":"host-gw"}', "'host-gw' is none of udp, vxlan", id="backend"),
+        pytest.param('{"PublicIP":"1.2.3.4","BackendType":"ipsec"}', "'ipsec' is none of udp, vxlan", id="backend"),
         pytest.param('{"PublicIP":"1.2.3.4","BackendType":"vxlan"}', "vxlan needs a VtepMAC", id="vxlan without MAC"),
         pytest.param(
             '{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":{"VtepMAC":"01:00:5e:00:00:01"}}',
@@ -115,7 +127,9 @@ def test_not_the_name_of_a_lease(key: str) -> None:
             id="multicast MAC",
         ),
         pytest.param(
-            '{"PublicIP":"1.2.3.4","BackendData":"x"}', "BackendData: must be an object", id="data is a string"
+            '{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":"x"}',
+            "BackendData: must be an object",
+            id="data is a string",
         ),
         pytest.param('{"PublicIP":' + "[" * 100_000, "bytes", id="deep and long"),
         pytest.param('{"PublicIP":' + "[" * 60_000, "not valid JSON", id="deep"),

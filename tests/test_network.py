@@ -178,7 +178,7 @@ def test_the_configured_port_is_only_for_the_configured_encapsulation() -> None:
     assert (config.port_of("vxlan"), config.port_of("udp")) == (4789, 8285)
 
 
-@pytest.mark.parametrize("backend", [{}, {"Type": "host-gw"}, {"Type": "$(id)\x1b"}])
+@pytest.mark.parametrize("backend", [{}, {"Type": "alloc"}, {"Type": "$(id)\x1b"}])
 def test_other_backends_are_refused_by_name(backend: object) -> None:
     config = NetworkConfig.from_json(json.dumps({"Network": "10.3.0.0/16", "Backend": backend}))
     with pytest.raises(ConfigError, match="unknown backend type: ") as caught:

@@ -10,7 +10,15 @@ import pytest
 
 from canal_udp.control.lease import Lease
 from canal_udp.control.network import NetworkConfig
-from canal_udp.control.peers import MTU_LEARNED_S, LearnedMtus, Peer, peer_routes, peer_table
+from canal_udp.control.peers import (
+    MTU_LEARNED_S,
+    LearnedMtus,
+    Peer,
+    direct_candidates,
+    peer_routes,
+    peer_table,
+    table_routes,
+)
 from canal_udp.encap.forwarding import Route, Vtep
 from canal_udp.net import overlaps
 
@@ -326,3 +334,40 @@ def test_routes_use_the_learned_mtu_of_their_peer_only() -> None:
     learned = LearnedMtus().learn(PEER, 1300, 0.0, told=True)
     vteps, _ = peer_routes([lease4(2), lease4(3)], OWN, NET4, 1500, learned)
     assert {str(vtep.addr): vtep.mtu_bytes for vtep in vteps} == {"192.0.2.2": 1272, "192.0.2.3": 1472}
+
+
+# ---- without encapsulation -------------------------------------------------------------------------------------------
+
+
+def kinds(leases: list[Lease], network: NetworkConfig, *neighbours: str) -> dict[str, str]:
+    """Prefix -> how it is reached, when those addresses are on our own link."""
+    on_link = frozenset(ip_address(one) for one in neighbours)
+    _, routes = table_routes(peer_table(leases, OWN_DUAL, network), network, 1500, LearnedMtus(), on_link)
+    return {str(route.prefix): route.kind for route in routes}
+
+
+VXLAN = lease4(2, encap="vxlan", vtep_mac=MAC_A)
+HOST_GW = lease4(3, encap="host-gw")
+
+
+def test_direct_routing_is_for_neighbours_only() -> None:
+    direct = replace(NET4, direct_routing=True)
+    assert kinds([VXLAN, HOST_GW], direct) == {"10.1.2.0/24": "vtep"}
+    assert kinds([VXLAN, HOST_GW], direct, "192.0.2.2") == {"10.1.2.0/24": "host"}
+    assert kinds([VXLAN, HOST_GW], NET4, "192.0.2.2", "192.0.2.3") == {"10.1.2.0/24": "vtep", "10.1.3.0/24": "host"}
+
+
+def test_who_may_be_routed_to() -> None:
+    """A subnet of the other family than the address would need a route of two families."""
+    table = peer_table([VXLAN, HOST_GW, dual(4, encap="host-gw")], OWN, DUAL)
+    candidates = {str(subnet): str(address) for subnet, address in direct_candidates(table, DUAL)}
+    assert candidates == {"10.1.3.0/24": "192.0.2.3", "10.1.4.0/24": "192.0.2.4"}
+    table = peer_table([VXLAN, dual(4, encap="host-gw")], OWN_DUAL, DUAL)
+    candidates = {str(subnet): str(address) for subnet, address in direct_candidates(table, DUAL)}
+    assert candidates == {"10.1.4.0/24": "192.0.2.4", "fd00:0:0:4::/64": "2001:db8::4"}
+
+
+def test_a_peer_that_only_commands_reach_is_none() -> None:
+    assert conflicts([lease4(2, encap="extension")]) == {
+        "10.1.2.0-24": "it is reached by extension, which this node does not have"
+    }

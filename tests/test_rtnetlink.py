@@ -80,6 +80,12 @@ def test_routes_that_are_asked_for(text: str) -> None:
     assert attributes == {**destination, "RTA_OIF": 3}
 
 
+def test_a_route_by_a_gateway() -> None:
+    found, attributes = read(rt.NEWROUTE, rt.route(3, ip_network("10.1.0.0/16"), 85, ip_address("192.0.2.1")))
+    assert found["scope"] == 0, "universe: the gateway's own route has link"
+    assert attributes == {"RTA_DST": "10.1.0.0", "RTA_OIF": 3, "RTA_GATEWAY": "192.0.2.1"}
+
+
 def test_questions_about_routes() -> None:
     found, attributes = read(rt.GETROUTE, rt.routes(INET6, 85, 3))
     assert (found["family"], found["table"], found["proto"], attributes) == (INET6, 254, 85, {"RTA_OIF": 3})
@@ -120,7 +126,7 @@ def test_an_address_that_is_there(fields: dict[str, Any], attributes: dict[str, 
         pytest.param(
             {"family": INET, "dst_len": 0, "proto": 3},
             {"RTA_GATEWAY": "192.0.2.1", "RTA_OIF": 4, "RTA_PRIORITY": 100, "RTA_PREFSRC": "192.0.2.9"},
-            rt.Route(ip_network("0.0.0.0/0"), 3, 4, 100, ip_address("192.0.2.9")),
+            rt.Route(ip_network("0.0.0.0/0"), 3, 4, 100, ip_address("192.0.2.9"), ip_address("192.0.2.1")),
             id="default",
         ),
         pytest.param(
@@ -132,7 +138,7 @@ def test_an_address_that_is_there(fields: dict[str, Any], attributes: dict[str, 
         pytest.param(
             {"family": INET, "dst_len": 8, "proto": 4},
             {"RTA_DST": "10.0.0.0", "RTA_MULTIPATH": [{"oif": 6, "hops": 1}, {"oif": 7, "hops": 1}]},
-            rt.Route(ip_network("10.0.0.0/8"), 4, 6, 0, None),
+            rt.Route(ip_network("10.0.0.0/8"), 4, 6, 0, None, several=True),
             id="several ways",
         ),
         pytest.param(

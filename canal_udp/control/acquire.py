@@ -21,7 +21,7 @@ from canal_udp.control.lease import Lease
 from canal_udp.control.network import NetworkConfig, NetworkT, Pool
 from canal_udp.control.store import LeaseSnapshot, Store
 from canal_udp.errors import LeaseError, LeaseLost, StoreConflict
-from canal_udp.net import Encap, Network, any_overlap
+from canal_udp.net import Backend, Network, any_overlap
 
 CANDIDATES_MAX = 100
 ATTEMPTS_MAX = 200  # beaten that often, someone else got a subnet each time; the caller backs off and comes again
@@ -33,11 +33,12 @@ class Claim:
 
     public_ip: IPv4Address | None
     public_ip6: IPv6Address | None = None
-    encap: Encap = "udp"
+    encap: Backend = "udp"
     vtep_mac: bytes | None = None
     vtep_mac6: bytes | None = None
     node: str = ""
     vni: int = 1
+    data: str = ""
 
     def lease(self, subnet: IPv4Network | None, subnet6: IPv6Network | None) -> Lease:
         return Lease(
@@ -50,6 +51,7 @@ class Claim:
             vtep_mac6=self.vtep_mac6 if self.encap == "vxlan" else None,
             node=self.node,
             vni=self.vni,
+            data=self.data,
         )
 
     def onto(self, lease: Lease) -> Lease:

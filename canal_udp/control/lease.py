@@ -11,11 +11,11 @@ from typing import Final
 from canal_udp.control.value import Fields, read_object
 from canal_udp.errors import ConfigError
 from canal_udp.net import (
-    ENCAPS,
+    BACKENDS,
     VNI_DEFAULT,
     VNI_MAX,
     Address,
-    Encap,
+    Backend,
     Network,
     endpoint_problem,
     format_mac,
@@ -46,7 +46,7 @@ class Lease:
     subnet6: IPv6Network | None
     public_ip: IPv4Address | None  # underlay addresses of the node; at least one
     public_ip6: IPv6Address | None = None
-    encap: Encap = "udp"
+    encap: Backend = "udp"
     vtep_mac: bytes | None = None  # vxlan only: inner destination of IPv4 packets ...
     vtep_mac6: bytes | None = None  # ... and of IPv6 ones if it is another (flannel's second device); None = the same
     expires_at: float | None = None  # unix seconds; None: a reservation, never expires
@@ -54,6 +54,7 @@ class Lease:
     revision: int = 0  # of the last write; what compare-and-swap compares
     created: int = 0  # revision of the first write; of two overlapping leases the older one counts
     vni: int = VNI_DEFAULT  # written for flannel, which ignores it on reading
+    data: str = ""  # extension only: what its commands tell each other
 
     @property
     def key(self) -> str:
@@ -95,6 +96,10 @@ def lease_value(lease: Lease) -> str:
             value["BackendData"] = {"VNI": lease.vni, "VtepMAC": format_mac(lease.vtep_mac)}
         if lease.vtep_mac6:
             value["BackendV6Data"] = {"VNI": lease.vni, "VtepMAC": format_mac(lease.vtep_mac6)}
+    elif lease.encap != "udp":
+        value["BackendType"] = lease.encap
+        if lease.encap == "extension":
+            value["BackendData"] = lease.data
     if lease.node:
         value["Node"] = lease.node
     return json.dumps(value, separators=(",", ":"))
@@ -116,7 +121,8 @@ def read_lease(
         public_ip = None
     _check_public(fields, public_ip, public_ip6)
     encap = _read_encap(fields)
-    data, data6 = fields.object("BackendData"), fields.object("BackendV6Data")
+    data = fields.object("BackendData") if encap == "vxlan" else None
+    data6 = fields.object("BackendV6Data") if encap == "vxlan" else None
     lease = Lease(
         subnet,
         subnet6,
@@ -130,6 +136,7 @@ def read_lease(
         revision=revision,
         created=created,
         vni=(data.integer("VNI", 0, VNI_MAX) if data else None) or VNI_DEFAULT,
+        data=(fields.text("BackendData") or "") if encap == "extension" else "",
     )
     if encap == "vxlan" and lease.vtep_mac is None and lease.vtep_mac6 is None:
         raise fields.error("vxlan needs a VtepMAC", "BackendData")
@@ -144,9 +151,9 @@ def _check_public(fields: Fields, public_ip: IPv4Address | None, public_ip6: IPv
             raise fields.error(f"{address} {problem}", name)
 
 
-def _read_encap(fields: Fields) -> Encap:
+def _read_encap(fields: Fields) -> Backend:
     text = (fields.text("BackendType") or "udp").lower()
-    for encap in ENCAPS:
+    for encap in BACKENDS:
         if encap == text:
             return encap
-    raise fields.error(f"{printable(text)!r} is none of {', '.join(ENCAPS)}", "BackendType")
+    raise fields.error(f"{printable(text)!r} is none of {', '.join(BACKENDS)}", "BackendType")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import Generic, TypeVar
 
@@ -18,6 +18,7 @@ from canal_udp.net import (
     Address,
     Encap,
     Network,
+    Tunnel,
     contains,
     parse_address4,
     parse_address6,
@@ -74,6 +75,8 @@ class NetworkConfig:
     vni: int = VNI_DEFAULT
     port: int = 0
     mtu_bytes: int = 0
+    direct_routing: bool = False  # without encapsulation to peers on our own link, whatever `encap` says
+    nftables: bool = False  # flannel's EnableNFTables
 
     @property
     def network(self) -> IPv4Network | None:
@@ -92,12 +95,12 @@ class NetworkConfig:
             if encap == self.encap:
                 return encap
         raise ConfigError(
-            f"unknown backend type: {printable(self.encap)} (this daemon speaks {' and '.join(ENCAPS)})",
+            f"unknown backend type: {printable(self.encap)} (this daemon speaks {', '.join(ENCAPS)})",
             source=SOURCE,
             field="Backend.Type",
         )
 
-    def port_of(self, encap: Encap) -> int:
+    def port_of(self, encap: Tunnel) -> int:
         """UDP destination port of peers that use `encap`."""
         return self.port if self.port and encap == self.encap else PORTS[encap]
 
@@ -134,8 +137,7 @@ class NetworkConfig:
         pool6 = _V6.read(fields, _network6, parse_address6) if fields.boolean("EnableIPv6", False) else None
         if pool is None and pool6 is None:
             raise fields.error("none defined stack")
-        encap, vni, port, mtu_bytes = _read_backend(fields)
-        return cls(pool, pool6, encap, vni, port, mtu_bytes)
+        return _with_backend(cls(pool, pool6, nftables=fields.boolean("EnableNFTables", False)), fields)
 
     def to_json(self) -> str:
         """The text that `from_json` reads back as an equal config, in flannel's words."""
@@ -154,6 +156,10 @@ class NetworkConfig:
             backend["Port"] = self.port
         if self.mtu_bytes:
             backend["MTU"] = self.mtu_bytes
+        if self.direct_routing:
+            backend["DirectRouting"] = True
+        if self.nftables:
+            value["EnableNFTables"] = True
         return json.dumps(value | {"Backend": backend})
 
 
@@ -238,14 +244,16 @@ def _network6(text: str) -> IPv6Network:
     return parse_network6(text, strict=False)
 
 
-def _read_backend(fields: Fields) -> tuple[str, int, int, int]:
+def _with_backend(config: NetworkConfig, fields: Fields) -> NetworkConfig:
     backend = fields.object("Backend")
     if backend is None:
-        return "udp", VNI_DEFAULT, 0, 0
+        return config
     vni = backend.integer("VNI", 0, VNI_MAX)
-    return (
-        (backend.text("Type") or "").lower(),
-        VNI_DEFAULT if vni is None else vni,
-        backend.integer("Port", 0, 65535) or 0,
-        backend.integer("MTU", 0, 65535) or 0,
+    return replace(
+        config,
+        encap=(backend.text("Type") or "").lower(),
+        vni=VNI_DEFAULT if vni is None else vni,
+        port=backend.integer("Port", 0, 65535) or 0,
+        mtu_bytes=backend.integer("MTU", 0, 65535) or 0,
+        direct_routing=backend.boolean("DirectRouting", False),
     )

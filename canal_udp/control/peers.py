@@ -4,6 +4,8 @@ Conflicts   Of two leases that overlap, the one created first counts and the oth
             from its owner by announcing it, or a wider one, later. Our own subnets are older than anything.
 Not a peer  A lease with an address of ours (ourselves), one outside the overlay's network, one whose public address
             lies inside the overlay (its packets would be sent into the tunnel that carries them).
+Direct      Peers on our own link may be reached without encapsulation: packets go to the host's port, the kernel has
+            a route. So it is always for host-gw, else where the network asks for it.
 Families    A subnet goes to the peer's public address of its own family when both nodes have one, as flannel does, else
             to that of the other. A subnet of a family that the overlay does not have is passed over.
 """
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import zlib
 from bisect import bisect_right, insort
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -20,7 +22,7 @@ from canal_udp.control.lease import Lease
 from canal_udp.control.network import NetworkConfig
 from canal_udp.encap.forwarding import Route, Vtep, vtep_key
 from canal_udp.encap.mtu import inner_mtu
-from canal_udp.net import Address, Encap, Network, contains, covers, sort_key
+from canal_udp.net import ENCAPS, TUNNELS, Address, Backend, Network, Tunnel, contains, covers, sort_key
 
 MTU_LEARNED_S = 600.0  # RFC 8201 section 4: try the larger one again after 10 minutes
 MTU_FLOOR = {4: 576, 6: 1280}  # a forged too-big message cannot make us send smaller packets than these
@@ -86,7 +88,7 @@ class Peer:
     addr6: Address | None  # ... for its IPv6 subnet
 
     @property
-    def encap(self) -> Encap:
+    def encap(self) -> Backend:
         return self.lease.encap
 
     def targets(self) -> Iterable[tuple[Network, Address, bytes]]:
@@ -121,7 +123,7 @@ def peer_table(leases: Iterable[Lease], own: Lease, network: NetworkConfig) -> P
         if set(lease.public_ips) & set(own.public_ips) or (lease.key == own.key and lease.revision <= own.revision):
             continue  # ourselves, maybe with the address that we had when we wrote it
         peer = _reach(lease, own, network)
-        problem = _misplaced(lease, network) or claimed.problem(lease)
+        problem = _unknown(lease) or _misplaced(lease, network) or claimed.problem(lease)
         if problem is None and not any(peer.targets()):
             problem = "no subnet or no underlay address of a family that this node has"
         if problem is None:
@@ -132,6 +134,16 @@ def peer_table(leases: Iterable[Lease], own: Lease, network: NetworkConfig) -> P
     return PeerTable(
         tuple(sorted(peers, key=lambda peer: _order(peer.lease))),
         tuple(sorted(conflicts, key=lambda conflict: _order(conflict.lease))),
+    )
+
+
+def direct_candidates(table: PeerTable, network: NetworkConfig) -> tuple[tuple[Network, Address], ...]:
+    """Subnets that the kernel shall have routes to if their peers are on our own link, with the peers' addresses."""
+    return tuple(
+        (prefix, addr)
+        for peer in table.peers
+        for prefix, addr, _ in peer.targets()
+        if (network.direct_routing or peer.encap == "host-gw") and prefix.version == addr.version
     )
 
 
@@ -147,13 +159,26 @@ def peer_routes(
 
 
 def table_routes(
-    table: PeerTable, network: NetworkConfig, underlay_mtu_bytes: int, learned: LearnedMtus
+    table: PeerTable,
+    network: NetworkConfig,
+    underlay_mtu_bytes: int,
+    learned: LearnedMtus,
+    direct: Set[Address] = frozenset(),
 ) -> tuple[tuple[Vtep, ...], tuple[Route, ...]]:
-    """Lay out a peer table. One VTEP for each address and encapsulation, however many subnets it has."""
+    """Lay out a peer table. One VTEP for each address and encapsulation, however many subnets it has.
+
+    Arguments  direct: addresses that are on our own link, with routes of the kernel to their subnets.
+    """
+    candidates = frozenset(direct_candidates(table, network))
     vteps: dict[str, Vtep] = {}
     routes: list[Route] = []
     for peer in sorted(table.peers, key=lambda peer: peer.lease.revision):  # the last written lease knows the MAC
         for prefix, addr, mac in peer.targets():
+            if addr in direct and (prefix, addr) in candidates:
+                routes.append(Route(prefix, "host", "", local=False))
+                continue
+            if peer.encap not in TUNNELS:
+                continue  # not on our link, or not yet
             vtep = _vtep(peer.encap, addr, mac, network, learned.mtu_of(addr, underlay_mtu_bytes))
             vteps[vtep_key(vtep)] = vtep
             routes.append(Route(prefix, "vtep", vtep_key(vtep), local=False))
@@ -163,7 +188,11 @@ def table_routes(
     )
 
 
-def _vtep(encap: Encap, addr: Address, mac: bytes, network: NetworkConfig, path_mtu_bytes: int) -> Vtep:
+def _unknown(lease: Lease) -> str | None:
+    return None if lease.encap in ENCAPS else f"it is reached by {lease.encap}, which this node does not have"
+
+
+def _vtep(encap: Tunnel, addr: Address, mac: bytes, network: NetworkConfig, path_mtu_bytes: int) -> Vtep:
     return Vtep(
         addr=addr,
         port=network.port_of(encap),

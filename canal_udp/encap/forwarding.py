@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
-Encap = Literal["udp", "vxlan"]
+from canal_udp.net import Tunnel
+
 RouteKind = Literal["pod", "host", "vtep", "reject"]
 
 HOST_KEY = ""  # the key of the host port among the ports; a pod's is its endpoint name
@@ -19,7 +20,7 @@ class Vtep:
     addr: IPv4Address | IPv6Address
     port: int
     mac: bytes  # 6 bytes; zeros for udp
-    encap: Encap
+    encap: Tunnel
     mtu_bytes: int  # largest inner packet
     id: int  # repeated in the data plane's events
 

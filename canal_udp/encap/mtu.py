@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from canal_udp.encap.forwarding import Encap
 from canal_udp.errors import ConfigError
+from canal_udp.net import Encap
 
 IPV4_HEADER = 20
 IPV6_HEADER = 40
@@ -24,6 +24,8 @@ Family = Literal[4, 6]
 
 def overhead(encap: Encap, family: Family) -> int:
     """Bytes between the underlay's MTU and the inner packet's; family is the underlay's: udp 28 / 48, vxlan 50 / 70."""
+    if encap == "host-gw":
+        return 0
     outer = (IPV4_HEADER if family == 4 else IPV6_HEADER) + UDP_HEADER
     return outer + (VXLAN_HEADER + ETHER_HEADER if encap == "vxlan" else 0)
 

@@ -17,6 +17,7 @@ from canal_udp.config import DaemonConfig, Setting, combine, from_environment, o
 from canal_udp.control.network import NetworkConfig
 from canal_udp.errors import CanalError, ConfigError
 from canal_udp.flannel.flags import FLAGS, Options
+from canal_udp.underlay import Underlay
 
 MARGIN_MINUTES = range(1, 1440)
 LEASE_TTL_S = 86400
@@ -32,6 +33,8 @@ _SAME = {
     "public-ipv6": "public_ip6",
     "subnet-file": "subnet_file",
 }
+
+LEASE_ONLY = ("alloc", "extension")  # a lease and subnet.env; others carry the packets
 
 # backends that we do not have -> what to use instead
 REFUSED: Mapping[str, str] = {
@@ -88,7 +91,9 @@ def with_backend(config: DaemonConfig, network: NetworkConfig) -> DaemonConfig:
 
     Raises   BackendRefused with the backend to use instead.
     """
-    names = {"udp": "flannel0", "vxlan": f"flannel.{network.vni}"}
+    if network.encap in LEASE_ONLY:
+        return config
+    names = {"udp": "flannel0", "vxlan": f"flannel.{network.vni}", "host-gw": config.host_ifname}
     if network.encap not in names:
         raise BackendRefused(refusal(network.encap))
     found = replace(config, encap=network.require_encap())
@@ -96,6 +101,18 @@ def with_backend(config: DaemonConfig, network: NetworkConfig) -> DaemonConfig:
         found = replace(found, host_ifname=names[network.encap])
     origins = {**config.origins, "encap": "Backend.Type", "host_ifname": "Backend.Type"}
     return replace(found, origins=origins)
+
+
+def check_underlay(network: NetworkConfig, underlay: Underlay) -> None:
+    """Refuse what the backend cannot work with.
+
+    Raises   BackendRefused, in flannel's words.
+    """
+    if network.encap == "host-gw" and (underlay.public_ip, underlay.public_ip6) != (underlay.bind, underlay.bind6):
+        raise BackendRefused(
+            "your PublicIP differs from interface IP, meaning that probably you're on a NAT, "
+            "which is not supported by host-gw backend"
+        )
 
 
 def refusal(backend: str) -> str:

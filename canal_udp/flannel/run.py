@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any, TypeVar
 
 import uvloop
@@ -26,6 +26,7 @@ from canal_udp.daemon_health import PageServer, health_pages
 from canal_udp.errors import CanalError
 from canal_udp.flannel import klog, plan
 from canal_udp.flannel.flags import Options
+from canal_udp.flannel.lease_only import Commands, LeaseOnly
 from canal_udp.tunnel.host import RealHost
 from canal_udp.underlay import Wish
 
@@ -62,7 +63,7 @@ class Shell:
 
     def __init__(self, options: Options, config: DaemonConfig) -> None:
         self._options, self._config = options, config
-        self._daemon: Daemon | None = None
+        self._announced: Callable[[], bool] = lambda: False
         self._ready = False
         self._health = PageServer(health_pages(self._checks, "flanneld", "is not ready yet"))
 
@@ -71,30 +72,36 @@ class Shell:
         if port := self._options.number("healthz-port"):
             await self._health.start(self._options.text("healthz-ip"), port)
         try:
-            network = await _unless_signalled(self._network())
-            if network is not None:
-                await serve(self._with_backend(network), self._made)
+            text = await _unless_signalled(self._network())
+            if text is not None:
+                await self._with_backend(text, NetworkConfig.from_json(text))
         finally:
             await self._health.stop()
         LOG.info("Exiting cleanly...")
         return 0
 
-    def _with_backend(self, network: NetworkConfig) -> DaemonConfig:
+    async def _with_backend(self, text: str, network: NetworkConfig) -> None:
         LOG.info("Found network config - Backend type: %s", network.encap)
         config = plan.with_backend(self._config, network)
         wish = Wish(config.iface, config.iface_regex, config.iface_can_reach or "", config.public_ip, config.public_ip6)
-        RealHost().underlay(wish)  # nothing to send through stops the start
-        return config
+        underlay = RealHost().underlay(wish)  # nothing to send through stops the start
+        if network.encap in plan.LEASE_ONLY:
+            backend = LeaseOnly(config, network, underlay, Commands.read(text))
+            self._announced = lambda: backend.announced
+            await backend.run()
+            return
+        plan.check_underlay(network, underlay)
+        await serve(config, self._made)
 
     def _made(self, daemon: Daemon) -> None:
-        self._daemon = daemon
+        self._announced = lambda: daemon.node.announced
 
     def _checks(self) -> Iterator[tuple[str, str]]:
         """As flanneld: ready when subnet.env is written, and from then on."""
-        self._ready = self._ready or (self._daemon is not None and self._daemon.node.announced)
+        self._ready = self._ready or self._announced()
         yield "subnet.env", "" if self._ready else "not written"
 
-    async def _network(self) -> NetworkConfig:
+    async def _network(self) -> str:
         store = open_store(self._config.store)
         try:
             return await _fetched(store)
@@ -102,14 +109,15 @@ class Shell:
             await store.close()
 
 
-async def _fetched(store: Store) -> NetworkConfig:
-    """The network config, asked for until it is there and right; each new problem is told once."""
+async def _fetched(store: Store) -> str:
+    """The network config's text, asked for until it is there and right; each new problem is told once."""
     said = ""
     while True:
         try:
             text, _ = await store.get_network()
             if text is not None:
-                return NetworkConfig.from_json(text)
+                NetworkConfig.from_json(text)
+                return text
             problem = "flannel config not found in etcd store. Did you create your config using etcdv3 API?"
         except CanalError as error:
             problem = str(error)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
-from canal_udp.actions import IPAddress, Link, Sockets
+from canal_udp.actions import IPAddress, IPNetwork, Link, Sockets
 from canal_udp.errors import DeviceError
 from canal_udp.tunnel.netns import OWN
 from canal_udp.tunnel.sockets import UnderlaySocket
@@ -98,6 +99,8 @@ class FakeHost:
     echoes: dict[int, FakeEcho] = field(default_factory=dict)  # by IP version
     namespaces: dict[str, int] = field(default_factory=dict)  # path -> number of the namespace
     recursive: frozenset[IPAddress] = frozenset()
+    neighbours: frozenset[IPAddress] = frozenset()
+    direct: dict[IPNetwork, IPAddress] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)  # method -> problem
     sysctls: dict[str, str] = field(default_factory=dict)
     others: set[tuple[str, str]] = field(default_factory=set)  # namespace and name of interfaces that are not ours
@@ -187,6 +190,12 @@ class FakeHost:
         """Return what the test set, or what the link carries."""
         self._fail("path_mtu")
         return min(self.path_mtus.get(address, 1 << 16), self.underlay_now.mtu_bytes)
+
+    def route_directly(self, routes: Mapping[IPNetwork, IPAddress]) -> frozenset[IPAddress]:
+        """Take the routes to the peers that the test calls neighbours."""
+        self._fail("route_directly")
+        self.direct = {subnet: gateway for subnet, gateway in routes.items() if gateway in self.neighbours}
+        return frozenset(self.direct.values())
 
     def sysctl(self, path: str) -> str:
         """Return a sysctl that the test set."""

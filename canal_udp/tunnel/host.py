@@ -7,10 +7,10 @@ Threads    every method may block for milliseconds: call it in the daemon's host
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
-from canal_udp.actions import IPAddress, Link, Sockets
+from canal_udp.actions import IPAddress, IPNetwork, Link, Sockets
 from canal_udp.errors import DeviceError
 from canal_udp.tunnel import netlink, netns
 from canal_udp.tunnel.device import Tun, open_tun
@@ -65,6 +65,7 @@ class Host(Protocol):
     def underlay(self, wish: Wish) -> Underlay: ...
     def leading_into(self, ifname: str, addresses: frozenset[IPAddress]) -> frozenset[IPAddress]: ...
     def path_mtu(self, address: IPAddress) -> int: ...
+    def route_directly(self, routes: Mapping[IPNetwork, IPAddress]) -> frozenset[IPAddress]: ...
     def sysctl(self, path: str) -> str: ...
     def restore_sysctl(self, path: str, value: str) -> None: ...
 
@@ -136,6 +137,10 @@ class RealHost:
     def path_mtu(self, address: IPAddress) -> int:
         """Return what the kernel sends there in one piece: what its link carries, or what a router told it."""
         return path_mtu(address)
+
+    def route_directly(self, routes: Mapping[IPNetwork, IPAddress]) -> frozenset[IPAddress]:
+        """Have routes to the subnets of those peers that are on our own link; returns their addresses."""
+        return netlink.reconcile_direct(routes)
 
     def sysctl(self, path: str) -> str:
         """Read a sysctl of this namespace."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -111,11 +111,20 @@ class Netlink:
 
     def route_to(self, address: IPAddress) -> tuple[int, IPAddress | None] | None:
         """Return interface index and source address with which the kernel would send there; None if it would not."""
+        found = self._way_to(address)
+        return (found.index, found.source) if found else None
+
+    def on_link(self, address: IPAddress) -> int:
+        """Return the interface index through which the kernel reaches a neighbour; 0 if the address is none."""
+        found = self._way_to(address)
+        straight = found is not None and found.gateway is None and not found.several
+        return found.index if found is not None and straight else 0
+
+    def _way_to(self, address: IPAddress) -> rt.Route | None:
         try:
-            found = rt.route_of(self.request(rt.GETROUTE, 0, rt.route_to(address), f"route to {address}")[0])
+            return rt.route_of(self.request(rt.GETROUTE, 0, rt.route_to(address), f"route to {address}")[0])
         except NetlinkError:
             return None
-        return found.index, found.source
 
     def interfaces(self) -> tuple[Interface, ...]:
         """Return the links with their addresses, in the kernel's order."""
@@ -166,14 +175,14 @@ class Netlink:
         """Delete an address."""
         self.request(rt.DELADDR, rt.ACK, rt.address(index, address), f"delete address {address}")
 
-    def add_route(self, index: int, destination: IPNetwork) -> None:
+    def add_route(self, index: int, destination: IPNetwork, gateway: IPAddress | None = None) -> None:
         """Add our route to `destination` through a link, in the place of any other to it."""
-        body = rt.route(index, destination, ROUTE_PROTOCOL)
+        body = rt.route(index, destination, ROUTE_PROTOCOL, gateway)
         self.request(rt.NEWROUTE, rt.ACK | rt.CREATE | rt.REPLACE, body, f"route {destination}")
 
-    def delete_route(self, index: int, destination: IPNetwork) -> None:
+    def delete_route(self, index: int, destination: IPNetwork, gateway: IPAddress | None = None) -> None:
         """Delete our route to `destination` through a link."""
-        body = rt.route(index, destination, ROUTE_PROTOCOL)
+        body = rt.route(index, destination, ROUTE_PROTOCOL, gateway)
         self.request(rt.DELROUTE, rt.ACK, body, f"delete route {destination}")
 
 
@@ -240,6 +249,28 @@ def lacks(link: Link) -> tuple[str, ...]:
     missing = [] if found.flags & rt.IFF_UP else [f"{link.ifname} up"]
     missing += [f"address {address}" for address in link.addresses if address not in there]
     return tuple(missing + [f"route {route}" for route in link.routes if route not in routes])
+
+
+def reconcile_direct(wanted: Mapping[IPNetwork, IPAddress]) -> frozenset[IPAddress]:
+    """Have our routes by gateways to exactly those subnets whose gateway is a neighbour; returns these gateways.
+
+    Raises     NetlinkError.
+    """
+    with Netlink() as netlink:
+        links = {gateway: netlink.on_link(gateway) for gateway in {*wanted.values()}}
+        links = {gateway: index for gateway, index in links.items() if index > _LOOPBACK_INDEX}
+        goal = {subnet: (links[gateway], gateway) for subnet, gateway in wanted.items() if gateway in links}
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for route in netlink.routes(family, protocol=ROUTE_PROTOCOL):
+                if route.gateway is None:
+                    continue
+                if goal.get(route.destination) == (route.index, route.gateway):
+                    del goal[route.destination]
+                elif route.destination not in goal:
+                    netlink.delete_route(route.index, route.destination, route.gateway)
+        for subnet, (index, gateway) in goal.items():
+            netlink.add_route(index, subnet, gateway)
+    return frozenset(links)
 
 
 def write_sysctl(path: str, value: str) -> str:

@@ -47,7 +47,7 @@ _TYPE_MASK = 0x3FFF  # the upper bits say "nested" and "network byte order"
 # attributes: of links, of addresses, of routes
 _IFNAME, _NUMBERS = 3, {"mtu": 4, "txqlen": 13, "gso_max_segs": 40}
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
-_DST, _OIF, _PRIORITY, _PREFSRC, _MULTIPATH = 1, 4, 6, 7, 9
+_DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _MULTIPATH, _VIA = 1, 4, 5, 6, 7, 9, 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,8 @@ class Route:
     index: int
     priority: int
     source: IPAddress | None
+    gateway: IPAddress | None = None
+    several: bool = False  # ways
 
 
 # ---- to the kernel ---------------------------------------------------------------------------------------------------
@@ -116,13 +118,15 @@ def address(index: int, interface: IPInterface | None = None, flags: int = 0) ->
     return body + _attribute(_IFA_LOCAL, packed) + _attribute(_IFA_ADDRESS, packed)
 
 
-def route(index: int, destination: IPNetwork, protocol: int) -> bytes:
-    """Return the body of a request about a route of the main table straight through a link."""
-    scope = SCOPE_LINK if destination.version == 4 else SCOPE_UNIVERSE
+def route(index: int, destination: IPNetwork, protocol: int, gateway: IPAddress | None = None) -> bytes:
+    """Return the body of a request about a route of the main table through a link, straight or by a gateway."""
+    scope = SCOPE_LINK if destination.version == 4 and gateway is None else SCOPE_UNIVERSE
     family = family_of(destination)
     body = _ROUTE.pack(family, destination.prefixlen, 0, 0, TABLE_MAIN, protocol, scope, UNICAST, 0)
     if destination.prefixlen:
         body += _attribute(_DST, destination.network_address.packed)
+    if gateway is not None:
+        body += _attribute(_GATEWAY, gateway.packed)
     return body + _attribute(_OIF, _I32.pack(index))
 
 
@@ -192,7 +196,9 @@ def route_of(body: bytes) -> Route:
         index = _HOP.unpack_from(found[_MULTIPATH])[3]
     source = ip_address(found[_PREFSRC]) if _PREFSRC in found else None
     destination = kind((found.get(_DST, bytes(bytes_all)), length))
-    return Route(destination, protocol, index, _number(found, _PRIORITY), source)
+    gateway = ip_address(found[_GATEWAY]) if _GATEWAY in found else None
+    several = _MULTIPATH in found or _VIA in found
+    return Route(destination, protocol, index, _number(found, _PRIORITY), source, gateway, several)
 
 
 def _attributes(body: bytes, at: int) -> dict[int, bytes]:
