@@ -192,7 +192,8 @@ BAD_FLOWS = [
     ({"src": "x/b", "dst": "x/a"}, "protocol: one of "),
     ({"src": "x/b", "dst": "x/a", "protocol": "TCP", "dport": 65536}, "dport: a number from 0 to 65535 is needed"),
     ({"src": "x/b", "dst": "x/a", "protocol": "TCP", "dport": True}, "dport: a number from 0 to 65535 is needed"),
-    ({"src": ["x/b"], "dst": "x/a", "protocol": "TCP"}, "a flow holds words and numbers only"),
+    ({"src": ["x/b"], "dst": "x/a", "protocol": "TCP"}, 'src: "namespace/pod" or an address is needed'),
+    ({"src": "x/b", "dst": "x/a", "protocol": [6]}, "a flow holds words and numbers only"),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import re
 import sys
@@ -122,6 +123,7 @@ def _problem(problem: Problem) -> dict[str, object]:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
+    gc.disable()  # a large state is many objects that stay, and each collection would look at all of them
     loaded = load_files(arguments.state)
     _tell(loaded.errors)
     from canal_udp.policy.evaluate import Evaluator
@@ -153,7 +155,7 @@ def _answers(lines: Iterable[bytes], questions: Questions, as_json: bool) -> boo
     """Print an answer for every line; True if one was not understood."""
     failed, write = False, sys.stdout.write
     for number, line in enumerate(lines, 1):
-        if not line.strip():
+        if line.isspace():
             continue
         try:
             answer = questions.answer(line)

@@ -84,7 +84,13 @@ class Classes:
         self._nodes, self._slices = tuple(world.nodes.values()), world.slices
         sides = list(_sides(world))
         self._sets = {one.id: one for side in sides for one in (*side.sets, *side.not_sets)}
-        self._port_sets = {one.id: one for side in sides for one in (*side.port_sets, *side.not_port_sets)}
+        self._elsewhere = {name: one for name, one in self._sets.items() if not isinstance(one, SelectorSet)}
+        used = {one.id: one for side in sides for one in (*side.port_sets, *side.not_port_sets)}
+        self._services = {name: one for name, one in used.items() if isinstance(one, ServiceSet)}
+        self._named_by: dict[str, list[tuple[str, PortSet]]] = defaultdict(list)  # by the selector of the set
+        for name, one in used.items():
+            if isinstance(one, PortSet):
+                self._named_by[one.selector.id].append((name, one))
         self._at: dict[Address, list[tuple[str, Endpoint]]] = defaultdict(list)
         for prefix, found in (("", world.endpoints), (HOST_ITEM, world.hosts)):
             for key, endpoint in found.items():
@@ -96,7 +102,7 @@ class Classes:
         safe = (*world.settings.failsafe_inbound, *world.settings.failsafe_outbound)
         nets = {net for side in sides for net in (*side.nets, *side.not_nets)}
         nets |= {one.net for one in safe if one.net is not None}
-        self._nets = tuple(nets)
+        self._nets = _by_length(nets)
         self._borders = {4: _borders(nets, self._prefix_sets, 4), 6: _borders(nets, self._prefix_sets, 6)}
         self._ports = _port_borders(sides, world, (one.port for one in safe))
         self._by_address: dict[Address, AddressClass] = {}
@@ -132,12 +138,19 @@ class Classes:
         for one in self._prefix_sets:
             if any(net.version == address.version and address in net for net in one.nets):
                 sets |= self._index.matching(SET_ITEM + one.key)
-        sets |= {name for name, used in self._sets.items() if self._is_elsewhere(used, address)}
+        sets |= {name for name, used in self._elsewhere.items() if self._is_elsewhere(used, address)}
         return AddressClass(
-            frozenset(net for net in self._nets if net.version == address.version and address in net),
+            frozenset(self._around(address)),
             frozenset(sets & self._sets.keys()),
             frozenset(self._named(address, endpoints)),
         )
+
+    def _around(self, address: Address) -> Iterator[Network]:
+        """The prefixes that hold an address."""
+        number = int(address)
+        for bits, nets in self._nets[address.version].items():
+            if (net := nets.get(number >> bits)) is not None:
+                yield net
 
     def _is_elsewhere(self, used: object, address: Address) -> bool:
         """Sets that labels of endpoints do not decide."""
@@ -151,17 +164,25 @@ class Classes:
         return False
 
     def _named(self, address: Address, endpoints: list[tuple[str, Endpoint]]) -> Iterator[tuple[str, int, int]]:
-        for name, used in self._port_sets.items():
-            if isinstance(used, ServiceSet):
-                for one in self._slices:
-                    if (one.namespace, one.service) == (used.namespace, used.name) and address in one.addresses:
-                        yield from ((name, protocol, port) for protocol, port in one.ports if port is not None)
-                continue
-            for key, endpoint in endpoints:
-                if used.selector.id in self._index.matching(key):
+        for name, service in self._services.items():
+            for one in self._slices:
+                if (one.namespace, one.service) == (service.namespace, service.name) and address in one.addresses:
+                    yield from ((name, protocol, port) for protocol, port in one.ports if port is not None)
+        for key, endpoint in endpoints:
+            for selector in self._index.matching(key) & self._named_by.keys():
+                for name, used in self._named_by[selector]:
                     for port in endpoint.ports:
                         if port.name == used.name and used.protocol in (None, port.protocol):
                             yield name, port.protocol, port.port
+
+
+def _by_length(nets: Iterable[Network]) -> dict[int, dict[int, dict[int, Network]]]:
+    """Version -> host bits -> network bits -> prefix: as many look-ups as there are lengths."""
+    found: dict[int, dict[int, dict[int, Network]]] = {4: {}, 6: {}}
+    for net in nets:
+        bits = net.max_prefixlen - net.prefixlen
+        found[net.version].setdefault(bits, {})[int(net.network_address) >> bits] = net
+    return found
 
 
 def _borders(nets: Iterable[Network], sets: Iterable[PrefixSet], version: int) -> list[int]:

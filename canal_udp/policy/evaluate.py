@@ -1,9 +1,9 @@
 """Verdicts from the normal form, fast enough for files of flows: each kind of flow is decided once.
 
-Structure address -> class: which prefixes, sets and named ports of the policies hold it (intervals for the prefixes);
+Structure address -> End: who is there, and its class: which prefixes, sets and named ports of the policies hold it;
           port -> class: between which borders of port ranges it lies;
           endpoint -> program: the policies that select it and its profiles, shared by endpoints with the same ones.
-          Flows with equal program, classes and protocol get equal verdicts: a dictionary remembers them.
+          Flows whose program, classes and protocol are equal get equal verdicts: a dictionary remembers them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TypeAlias
 
 from canal_udp.net import Address, Network
 from canal_udp.policy.classes import HOST_ITEM, AddressClass, Classes, label_index
-from canal_udp.policy.flow import OUTSIDE, Decision, Flow, Judge, Places, Verdict, judge_flow
+from canal_udp.policy.flow import NOT_POLICED, OUTSIDE, Decision, Flow, Judge, Places, Verdict, judge_flow
 from canal_udp.policy.lower import lower_state
-from canal_udp.policy.model import ICMP, ICMP6, INGRESS, Direction, IcmpMatch, PortRange, State
+from canal_udp.policy.model import EGRESS, ICMP, ICMP6, INGRESS, Direction, IcmpMatch, PortRange, State
 from canal_udp.policy.normal import (
     Endpoint,
     Policy,
@@ -54,9 +54,9 @@ class _Side:
         )
 
     def matches(self, seen: AddressClass, protocol: int, port: int) -> bool:
-        if (self.nets and not self.nets & seen.nets) or self.not_nets & seen.nets:
+        if (self.nets and self.nets.isdisjoint(seen.nets)) or not self.not_nets.isdisjoint(seen.nets):
             return False
-        if not self.sets <= seen.sets or self.not_sets & seen.sets:
+        if not self.sets <= seen.sets or not self.not_sets.isdisjoint(seen.sets):
             return False
         if (self.ports or self.port_sets) and not _has(self.ports, self.port_sets, seen, protocol, port):
             return False
@@ -64,7 +64,10 @@ class _Side:
 
 
 def _has(ranges: tuple[PortRange, ...], sets: tuple[str, ...], seen: AddressClass, protocol: int, port: int) -> bool:
-    return any(port in one for one in ranges) or any((name, protocol, port) in seen.ports for name in sets)
+    for one in ranges:
+        if one.first <= port <= one.last:
+            return True
+    return any((name, protocol, port) in seen.ports for name in sets) if sets else False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,7 +109,8 @@ class _Program:
     profiles: tuple[tuple[str, tuple[_Test, ...]], ...]
     default: Decision | None
     looks_at: AddressClass = field(init=False)  # every prefix and set of its rules; of `ports` only the sets matter
-    seen: dict[int, AddressClass] = field(default_factory=dict)  # by id of the class
+    parts: dict[AddressClass, int] = field(default_factory=dict)  # what the rules see of an address, numbered
+    seen: dict[int, int] = field(default_factory=dict)  # id of a class -> number of its part
     decided: dict[object, Decision | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -118,14 +122,18 @@ class _Program:
         named = frozenset((name, 0, 0) for one in sides for name in (*one.port_sets, *one.not_port_sets))
         object.__setattr__(self, "looks_at", AddressClass(nets, sets, named))
 
-    def see(self, whole: AddressClass) -> AddressClass:
-        """The part of a class that the rules of this program look at."""
+    def see(self, whole: AddressClass) -> int:
+        """The number of that part of a class that the rules of this program look at."""
         found = self.seen.get(id(whole))
         if found is None:
             ports = frozenset(one for one in whole.ports if (one[0], 0, 0) in self.looks_at.ports)
             part = AddressClass(whole.nets & self.looks_at.nets, whole.sets & self.looks_at.sets, ports)
-            found = self.seen[id(whole)] = part
+            found = self.seen[id(whole)] = self.parts.setdefault(part, len(self.parts))
         return found
+
+    def remember(self, key: object, flow: Flow, source: AddressClass, destination: AddressClass) -> Decision | None:
+        decision = self.decided[key] = self.decide(flow, source, destination)
+        return decision
 
     def decide(self, flow: Flow, source: AddressClass, destination: AddressClass) -> Decision | None:
         logs = 0
@@ -163,6 +171,26 @@ _NOTHING = Decision(False, reason="no policy and no profile allows it")
 _FORWARDED = Decision(True, reason="no policy applies on forward")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class End:
+    """An address of a flow, looked up once. `egress` and `ingress`: what polices its pod, or has decided already."""
+
+    address: Address
+    kind: object  # equal for addresses that no verdict can tell apart
+    workload: str
+    is_simple: bool  # its flows pass no station of a host
+    seen: AddressClass
+    egress: _Program | Decision
+    ingress: _Program | Decision
+
+
+Packet: TypeAlias = tuple[int, int, int, int, int]  # protocol, sport, dport, icmp_type, icmp_code
+
+
+def packet_of(flow: Flow) -> Packet:
+    return flow.protocol, flow.sport, flow.dport, flow.icmp_type, flow.icmp_code
+
+
 class Evaluator(Judge):
     """Verdicts for one state; agrees with Reference. `staged`: as if the staged policies were enforced."""
 
@@ -173,21 +201,67 @@ class Evaluator(Judge):
         self._tests: dict[tuple[str, Direction], tuple[_Test, ...]] = {}
         self._programs: dict[object, _Program] = {}
         self._chosen: dict[object, _Program] = {}
-        self._classes = Classes(self.world, self._index)
+        self._ends: dict[Address, End] = {}
+        self.classes = Classes(self.world, self._index)
         self._by_selector = {tier: _by_selector(policies) for tier, policies in self.world.policies.items()}
 
     def verdict(self, flow: Flow) -> Verdict:
+        source, destination = self.end(flow.source), self.end(flow.destination)
+        if not flow.hairpin and self.is_simple(source, destination):
+            return Verdict(*self.simple(source, destination, packet_of(flow)))
         return judge_flow(self, self.places, flow)
 
-    def kind(self, address: Address) -> object:
-        """Equal for addresses that no verdict can tell apart."""
-        if self.places.party(address) != OUTSIDE:
-            return address
-        return address.version, id(self._classes.address(address))
+    def end(self, address: Address) -> End:
+        found = self._ends.get(address)
+        if found is None:
+            party, seen = self.places.party(address), self.classes.address(address)
+            kind = (address.version, id(seen)) if party == OUTSIDE else address
+            is_simple = not party.is_host and not self.world.hosts
+            stations = (self._station(party.workload, direction) for direction in (EGRESS, INGRESS))
+            found = self._ends[address] = End(address, kind, party.workload, is_simple, seen, *stations)
+        return found
 
-    def port_class(self, port: int) -> int:
-        """Equal for ports that no verdict can tell apart."""
-        return self._classes.port(port)
+    def _station(self, workload: str, direction: Direction) -> _Program | Decision:
+        if not workload:
+            return NOT_POLICED
+        endpoint = self.world.endpoints[workload]
+        return (
+            Decision(False, reason=endpoint.closed) if endpoint.closed else self._choose(endpoint, direction, "normal")
+        )
+
+    # ---- flows that only pods police ---------------------------------------------------------------------------------
+
+    @staticmethod
+    def is_simple(source: End, destination: End) -> bool:
+        """Of the stations in flow.py only the source's egress and the destination's ingress are left."""
+        if source.workload == destination.workload and source.workload:
+            return False
+        return source.is_simple and destination.is_simple
+
+    def simple(self, source: End, destination: End, packet: Packet) -> tuple[Decision, Decision]:
+        what = self._what(source.address.version, *packet)
+        return (
+            self._ask(source.egress, source, destination, what, packet),
+            self._ask(destination.ingress, source, destination, what, packet),
+        )
+
+    def _what(self, version: int, protocol: int, sport: int, dport: int, icmp_type: int, icmp_code: int) -> object:
+        """Equal for what no rule can tell apart between the same ends."""
+        port = self.classes.port
+        icmp = (icmp_type, icmp_code) if protocol in (ICMP, ICMP6) else None
+        return version, protocol, port(sport), port(dport), icmp
+
+    def _ask(
+        self, station: _Program | Decision, source: End, destination: End, what: object, packet: Packet
+    ) -> Decision:
+        if isinstance(station, Decision):
+            return station
+        key = (station.see(source.seen), station.see(destination.seen), what)
+        try:
+            return station.decided[key] or _NOTHING
+        except KeyError:
+            flow = Flow(source.address, destination.address, *packet)
+            return station.remember(key, flow, source.seen, destination.seen) or _NOTHING
 
     # ---- one endpoint ------------------------------------------------------------------------------------------------
 
@@ -195,8 +269,7 @@ class Evaluator(Judge):
         endpoint = self.world.endpoints[key]
         if endpoint.closed:
             return Decision(False, reason=endpoint.closed)
-        program = self._chosen.get((key, direction)) or self._choose(endpoint, direction, "normal", (key, direction))
-        return self._decide(program, flow) or _NOTHING
+        return self._decide(self._choose(endpoint, direction, "normal"), flow) or _NOTHING
 
     def host(self, name: str, direction: Direction, flow: Flow, *, forwarded: bool) -> Decision:
         endpoint = self.world.hosts[name]
@@ -223,24 +296,24 @@ class Evaluator(Judge):
         )
 
     def _decide(self, program: _Program, flow: Flow) -> Decision | None:
-        classes = self._classes
-        source = program.see(classes.address(flow.source))
-        destination = program.see(classes.address(flow.destination))
-        ports = classes.port(flow.sport), classes.port(flow.dport)
-        icmp = (flow.icmp_type, flow.icmp_code) if flow.protocol in (ICMP, ICMP6) else None
-        key = (source, destination, flow.source.version, flow.protocol, ports, icmp)
+        source, destination = self.classes.address(flow.source), self.classes.address(flow.destination)
+        key = (program.see(source), program.see(destination), self._what(flow.source.version, *packet_of(flow)))
         try:
             return program.decided[key]
         except KeyError:
-            decision = program.decided[key] = program.decide(flow, source, destination)
-            return decision
+            return program.remember(key, flow, source, destination)
 
     # ---- programs ----------------------------------------------------------------------------------------------------
 
-    def _choose(
-        self, endpoint: Endpoint, direction: Direction, stage: Stage, name: object = None, *, forwarded: bool = False
-    ) -> _Program:
+    def _choose(self, endpoint: Endpoint, direction: Direction, stage: Stage, *, forwarded: bool = False) -> _Program:
         """The program of an endpoint; endpoints that the same policies select share it."""
+        place = (endpoint.host, endpoint.key, direction, stage, forwarded)
+        found = self._chosen.get(place)
+        if found is None:
+            found = self._chosen[place] = self._compose(endpoint, direction, stage, forwarded=forwarded)
+        return found
+
+    def _compose(self, endpoint: Endpoint, direction: Direction, stage: Stage, *, forwarded: bool) -> _Program:
         matching = self._index.matching((HOST_ITEM if endpoint.host else "") + endpoint.key)
         tiers = []
         for tier in self.world.tiers:
@@ -265,8 +338,6 @@ class Evaluator(Judge):
                 tuple(self._profile_tests(profile, direction) for profile in profiles),
                 default,
             )
-        if name is not None:
-            self._chosen[name] = self._programs[same]
         return self._programs[same]
 
     def _policy_tests(self, policy: Policy, direction: Direction) -> tuple[_Test, ...]:

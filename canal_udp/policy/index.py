@@ -2,7 +2,7 @@
 
 Place     between the label maps of endpoints and network sets and the sets of addresses that rules refer to.
 Structure items -> effective labels (own, then inherited from parents in order; the first one wins)
-          selectors are filed once, under the label that they demand most narrowly:
+          selectors are filed once, under that demand which the fewest items meet when the selector comes:
 
               label -> value -> {selectors}      demands one of these values
               label -> {selectors}               demands only that the label is there
@@ -23,9 +23,7 @@ from canal_udp.policy.selector import Compare, Expression, Has, In, Labels, Sele
 
 ItemT = TypeVar("ItemT", bound=Hashable)
 
-_PRESENT_SCORE = 10
-_VALUES_SCORE = 10_000
-_VALUES_SCORE_MIN = 100
+_ANY_VALUE = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +64,7 @@ class LabelIndex(Generic[ItemT]):
         self._by_value: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
         self._by_label: dict[str, set[str]] = defaultdict(set)
         self._unfiled: set[str] = set()
+        self._places: dict[str, _File] = {}
         self._mentions: dict[str, set[str]] = defaultdict(set)
         self.evaluations = 0  # how often a selector was tried on an item
 
@@ -163,8 +162,9 @@ class LabelIndex(Generic[ItemT]):
         self._selectors[name], self._members[name] = selector, set()
         for label in _mentioned(selector.root):
             self._mentions[label].add(name)
-        if (place := _place(selector)) is None:
+        if (place := self._place(selector)) is None:
             return []  # it can match nothing, whatever the labels
+        self._places[name] = place
         self._file(name, place)
         items = self._reached(place)
         return [change for item in items for change in self._try(name, item, self._items[item])]
@@ -177,7 +177,7 @@ class LabelIndex(Generic[ItemT]):
             self._items[item].matching.discard(name)
         for label in _mentioned(selector.root):
             self._mentions[label].discard(name)
-        place = _place(selector)
+        place = self._places.pop(name, None)
         if place is None:
             return
         if place.label is None:
@@ -197,6 +197,25 @@ class LabelIndex(Generic[ItemT]):
             for value in place.values:
                 self._by_value[place.label][value].add(name)
 
+    def _place(self, selector: Selector) -> _File | None:
+        """The narrowest demand of a selector; None when it cannot match at all."""
+        best, best_key = _File(None), (len(self._items) + 1, 0, "")
+        for label, demand in demands(selector.root).items():
+            if demand.impossible:
+                return None
+            if not demand.present:
+                continue
+            place = _File(label, demand.values)
+            key = (self._count(place), _breadth(demand.values), label)
+            if key < best_key:
+                best, best_key = place, key
+        return best
+
+    def _count(self, place: _File) -> int:
+        carriers = self._carriers.get(place.label or "", {})
+        values = carriers.keys() if place.values is None else place.values
+        return sum(len(carriers.get(value, ())) for value in values)
+
     def _reached(self, place: _File) -> list[ItemT]:
         if place.label is None:
             return list(self._items)
@@ -205,21 +224,10 @@ class LabelIndex(Generic[ItemT]):
         return [item for value in values for item in carriers.get(value, ())]
 
 
+def _breadth(values: frozenset[str] | None) -> int:
+    """Decides between demands that as many items meet: the fewer values the better, any value is the worst."""
+    return _ANY_VALUE if values is None else len(values)
+
+
 def _mentioned(expression: Expression) -> set[str]:
     return {leaf.label for leaf in leaves(expression) if isinstance(leaf, Has | Compare | In)}
-
-
-def _place(selector: Selector) -> _File | None:
-    """The narrowest demand of a selector; None when it cannot match at all."""
-    best, best_key = _File(None), (0, "")
-    for label, demand in demands(selector.root).items():
-        if demand.impossible:
-            return None
-        if not demand.present:
-            continue
-        score = _PRESENT_SCORE
-        if demand.values is not None:
-            score += max(_VALUES_SCORE - len(demand.values), _VALUES_SCORE_MIN)
-        if (score, label) > best_key:
-            best, best_key = _File(label, demand.values), (score, label)
-    return best

@@ -16,16 +16,19 @@ import msgspec
 
 from canal_udp.errors import RequestError
 from canal_udp.net import Address, parse_address
-from canal_udp.policy.evaluate import Evaluator
-from canal_udp.policy.flow import SPORT_DEFAULT, Decision, Flow, Verdict
+from canal_udp.policy.evaluate import End, Evaluator, Packet
+from canal_udp.policy.flow import SPORT_DEFAULT, Decision, Flow
 from canal_udp.policy.model import ICMP, ICMP6, PROTOCOLS, WITH_PORTS, Pod, State
 
-_NUMBERS = {name.lower(): number for name, number in PROTOCOLS.items()}
+_NUMBERS = PROTOCOLS | {name.lower(): number for name, number in PROTOCOLS.items()}
 _NAMES = {number: name for name, number in PROTOCOLS.items()}
 _ECHO = {ICMP: 8, ICMP6: 128}
 _SYNTHETIC = IPv4Address("240.0.0.1")  # reserved: no pod and no policy has such an address
 _KEYS = ("protocol", "icmp_type", "icmp_code", "original_dst", "original_dport", "hairpin")
+_ANSWER = ("verdict", "egress", "ingress")
+_VERDICT = {True: b"allow", False: b"deny"}
 PORT_MAX = 65535
+TAILS_MAX = 2**20  # answers remembered
 
 
 def with_addresses(state: State) -> State:
@@ -47,8 +50,9 @@ class Questions:
         self._evaluator = evaluator
         self._names = evaluator.places.names
         self._decode, self._encode = msgspec.json.Decoder().decode, msgspec.json.Encoder().encode
-        self._answers: dict[object, bytes] = {}
-        self._kinds: dict[object, object] = {name: name for name in self._names}
+        self._ends: dict[str, tuple[End | None, End | None]] = {}
+        self._tails: dict[object, bytes] = {}
+        self._shown: dict[int, tuple[Decision, bytes]] = {}  # by id, which the decision beside it keeps from reuse
 
     def answer(self, line: bytes) -> bytes:
         """One line of JSON for another; RequestError says what is wrong with it."""
@@ -58,80 +62,74 @@ class Questions:
             raise RequestError(f"not JSON: {error}") from None
         if not isinstance(question, dict):
             raise RequestError("a flow is an object")
+        source, destination = self._pair(question)
+        key = self._key(question, source, destination)
         try:
-            key = self._key(question)
-            tail = self._answers.get(key)
+            tail = self._tails.get(key)
         except TypeError:
             raise RequestError("a flow holds words and numbers only") from None
         if tail is None:
-            tail = self._answers[key] = self._tail(self._evaluator.verdict(self.flow(question)))
-        head = self._encode(question)[:-1]
-        return head + (b"," if len(head) > 1 else b"") + tail
+            if len(self._tails) == TAILS_MAX:
+                self._tails.clear()
+            tail = self._tails[key] = self._tail(question, source, destination)
+        if "verdict" in question:  # a recorded flow: what was decided then is not repeated
+            line = self._encode({name: value for name, value in question.items() if name not in _ANSWER})
+        return line.rstrip()[:-1] + b"," + tail
 
-    def _key(self, question: Mapping[str, Any]) -> tuple[object, ...]:
-        get = question.get
-        source, destination, sport, dport = get("src"), get("dst"), get("sport"), get("dport")
+    def _key(self, question: Mapping[str, Any], source: End, destination: End) -> tuple[object, ...]:
+        get, port = question.get, self._evaluator.classes.port
+        sport, dport = get("sport"), get("dport")
         return (
-            self._kinds.get(source) or self._kind(source),
-            self._kinds.get(destination) or self._kind(destination),
-            self._port(sport),
-            self._port(dport),
+            source.kind,
+            destination.kind,
+            port(sport) if type(sport) is int and 0 <= sport <= PORT_MAX else ("as it is", sport),
+            port(dport) if type(dport) is int and 0 <= dport <= PORT_MAX else ("as it is", dport),
             *map(get, _KEYS),
         )
 
-    def _kind(self, end: object) -> object:
-        """What an address is for the policies; anything else stands for itself and is refused later."""
-        try:
-            address = parse_address(end) if isinstance(end, str) else None
-        except ValueError:
-            address = None
-        return ("as it is", end) if address is None else self._evaluator.kind(address)
+    def _tail(self, question: Mapping[str, Any], source: End, destination: End) -> bytes:
+        packet = _packet(question, source.address.version)
+        evaluator = self._evaluator
+        if not _has_past(question) and evaluator.is_simple(source, destination):
+            egress, ingress = evaluator.simple(source, destination, packet)
+            shown = self._remembered(egress), self._remembered(ingress)
+        else:
+            verdict = evaluator.verdict(_flow(question, source, destination, packet))
+            egress, ingress = verdict.egress, verdict.ingress
+            shown = self._encode(show(egress)), self._encode(show(ingress))
+        return b'"verdict":"%b","egress":%b,"ingress":%b}' % (_VERDICT[egress.allow and ingress.allow], *shown)
 
-    def _port(self, port: object) -> object:
-        if type(port) is int and 0 <= port <= PORT_MAX:
-            return self._evaluator.port_class(port)
-        return "as it is", port
-
-    def _tail(self, verdict: Verdict) -> bytes:
-        shown = {
-            "verdict": "allow" if verdict.allow else "deny",
-            "egress": show(verdict.egress),
-            "ingress": show(verdict.ingress),
-        }
-        return self._encode(shown)[1:]
+    def _remembered(self, decision: Decision) -> bytes:
+        found = self._shown.get(id(decision))
+        if found is None:
+            found = self._shown[id(decision)] = decision, self._encode(show(decision))
+        return found[1]
 
     def flow(self, question: Mapping[str, Any]) -> Flow:
         """A question as a flow; RequestError names the field."""
-        source, destination = self._ends(question)
-        protocol = _protocol(question.get("protocol"), source.version)
-        original = None
-        if question.get("original_dst") is not None:
-            original = (_address(question["original_dst"]), _number(question, "original_dport", 0, PORT_MAX))
-        return Flow(
-            source,
-            destination,
-            protocol,
-            _number(question, "sport", SPORT_DEFAULT if protocol in WITH_PORTS else 0, PORT_MAX),
-            _number(question, "dport", 0, PORT_MAX),
-            _number(question, "icmp_type", _ECHO.get(protocol, 0), 255),
-            _number(question, "icmp_code", 0, 255),
-            original,
-            question.get("hairpin") is True,
-        )
+        source, destination = self._pair(question)
+        return _flow(question, source, destination, _packet(question, source.address.version))
 
-    def _ends(self, question: Mapping[str, Any]) -> tuple[Address, Address]:
-        sources, destinations = self._addresses(question, "src"), self._addresses(question, "dst")
-        for version in (4, 6):
-            for source in sources:
-                for destination in destinations:
-                    if source.version == destination.version == version:
-                        return source, destination
+    def _pair(self, question: Mapping[str, Any]) -> tuple[End, End]:
+        """The ends in a family that both have, IPv4 first."""
+        source, destination = self._found(question, "src"), self._found(question, "dst")
+        for one, other in zip(source, destination, strict=True):
+            if one is not None and other is not None:
+                return one, other
         raise RequestError(f"{question['src']} and {question['dst']} have no address family in common")
 
-    def _addresses(self, question: Mapping[str, Any], end: str) -> tuple[Address, ...]:
+    def _found(self, question: Mapping[str, Any], end: str) -> tuple[End | None, End | None]:
+        """The first addresses of a name in IPv4 and IPv6."""
         name = question.get(end)
         if not isinstance(name, str):
             raise RequestError(f'{end}: "namespace/pod" or an address is needed')
+        found = self._ends.get(name)
+        if found is None:
+            by_version = {one.version: self._evaluator.end(one) for one in reversed(self._addresses(name, end))}
+            found = self._ends[name] = by_version.get(4), by_version.get(6)
+        return found
+
+    def _addresses(self, name: str, end: str) -> tuple[Address, ...]:
         if name in self._names:
             if not self._names[name]:
                 raise RequestError(f"{end}: {name} has no address")
@@ -139,6 +137,29 @@ class Questions:
         if "/" in name:
             raise RequestError(f"{end}: there is no pod {name}")
         return (_address(name),)
+
+
+def _has_past(question: Mapping[str, Any]) -> bool:
+    """What happened to the packet before matters."""
+    return "original_dst" in question or "hairpin" in question
+
+
+def _flow(question: Mapping[str, Any], source: End, destination: End, packet: Packet) -> Flow:
+    original = None
+    if question.get("original_dst") is not None:
+        original = (_address(question["original_dst"]), _number(question, "original_dport", 0, PORT_MAX))
+    return Flow(source.address, destination.address, *packet, original, question.get("hairpin") is True)
+
+
+def _packet(question: Mapping[str, Any], version: int) -> Packet:
+    protocol = _protocol(question.get("protocol"), version)
+    return (
+        protocol,
+        _number(question, "sport", SPORT_DEFAULT if protocol in WITH_PORTS else 0, PORT_MAX),
+        _number(question, "dport", 0, PORT_MAX),
+        _number(question, "icmp_type", _ECHO.get(protocol, 0), 255),
+        _number(question, "icmp_code", 0, 255),
+    )
 
 
 def _address(text: object) -> Address:
@@ -150,23 +171,23 @@ def _address(text: object) -> Address:
 
 def _protocol(value: object, version: int) -> int:
     """`ICMP` means that of the flow's family."""
-    if isinstance(value, str) and value.lower() in _NUMBERS:
-        number = _NUMBERS[value.lower()]
-        return ICMP6 if number == ICMP and version == 6 else number
-    if isinstance(value, str) and value.isdecimal():
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255:
+    if isinstance(value, str):
+        number = _NUMBERS.get(value) or _NUMBERS.get(value.lower())
+        if number is not None:
+            return ICMP6 if number == ICMP and version == 6 else number
+        value = int(value) if value.isdecimal() else None
+    if type(value) is int and 0 <= value <= 255:
         return value
     raise RequestError(f"protocol: one of {', '.join(PROTOCOLS)} or a number up to 255 is needed")
 
 
 def _number(question: Mapping[str, Any], key: str, default: int, most: int) -> int:
-    value = question.get(key)
+    value = question.get(key, default)
+    if type(value) is int and 0 <= value <= most:
+        return value
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        raise RequestError(f"{key}: a number from 0 to {most} is needed")
-    return value
+    raise RequestError(f"{key}: a number from 0 to {most} is needed")
 
 
 def show(decision: Decision) -> dict[str, object]:
