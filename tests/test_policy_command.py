@@ -80,6 +80,29 @@ SUSPICIOUS = [
         [],
         id="another policy thinks of DNS",
     ),
+    pytest.param(
+        f"{CALICO}\nkind: GlobalNetworkPolicy\nmetadata: {{name: a}}\nspec: {{order: 1, ingress: [{{action: Deny}}]}}"
+        f"\n---\n{CALICO}\nkind: GlobalNetworkPolicy\nmetadata: {{name: b}}\n"
+        "spec: {order: 2, selector: pod == 'a', ingress: [{action: Allow}], egress: [{action: Allow}]}\n---\n"
+        + ISOLATED,
+        [
+            "file1.yaml:9: warning: spec.ingress[0]: GlobalNetworkPolicy:b never gets to this rule: "
+            "GlobalNetworkPolicy:a ingress[0] matches all that it matches",
+            "file1.yaml:14: warning: spec.ingress[0]: KubernetesNetworkPolicy:x/p never gets to this rule: "
+            "GlobalNetworkPolicy:a ingress[0] matches all that it matches",
+        ],
+        id="a rule that an earlier policy of the tier covers",
+    ),
+    pytest.param(
+        f"{CALICO}\nkind: Tier\nmetadata: {{name: first}}\nspec: {{order: 1}}\n---\n"
+        f"{CALICO}\nkind: GlobalNetworkPolicy\nmetadata: {{name: p}}\n"
+        "spec: {tier: frist, ingress: [{action: Deny}]}",
+        [
+            "file1.yaml:6: warning: spec.tier: GlobalNetworkPolicy:p is in tier 'frist', which is not there: it comes "
+            "last; did you mean 'first'?"
+        ],
+        id="a tier that is not there",
+    ),
     pytest.param(np("policyTypes: [Egress]"), [], id="who allows nothing has not forgotten DNS"),
 ]
 

@@ -234,6 +234,44 @@ BAD = [
 ]
 
 
+BAD += [
+    pytest.param(
+        f"{KUBE}\nmetadata: {{name: p, namepsace: x}}\nspec: {{podSelector: {{}}}}",
+        ["3: error: metadata.namepsace: unknown field; did you mean 'namespace'?"],
+        id="a typo in the metadata",
+    ),
+    pytest.param(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  hostNetwrok: true\n  hostPID: true\n"
+        "  containers: [{name: a, port: [{containerPort: 1}]}]\nstatus: {}\nstauts: {}",
+        [
+            "9: error: stauts: unknown field; did you mean 'status'?",
+            "5: error: spec.hostNetwrok: unknown field; did you mean 'hostNetwork'?",
+            "7: error: spec.containers[0].port: unknown field; did you mean 'ports'?",
+        ],
+        id="typos in a pod, whose other fields are not looked at",
+    ),
+    pytest.param(
+        f"{CALICO}\nkind: GlobalNetworkPolicy\nmetadata: {{name: a.b}}\nspec: {{performanceHints: [Fast]}}",
+        [
+            "4: error: spec.performanceHints[0]: 'Fast' is not allowed; known: AssumeNeededOnEveryNode",
+            "3: error: metadata.name: 'a.b' is no DNS label (up to 63 characters, no dots), nor default. before one",
+        ],
+        id="the name of a Calico policy",
+    ),
+    pytest.param(
+        calico(
+            "{action: Allow, protocol: TCP, destination: {ports: ['100000', '1:100000']}, metadata: {anotations: {}}}"
+        ),
+        [
+            "6: error: spec.ingress[0].destination.ports[0]: '100000' is no range of ports from 1 to 65535",
+            "6: error: spec.ingress[0].destination.ports[1]: '1:100000' is no range of ports from 1 to 65535",
+            "6: error: spec.ingress[0].metadata.anotations: unknown field; did you mean 'annotations'?",
+        ],
+        id="numbers that are no ports are no port names",
+    ),
+]
+
+
 @pytest.mark.parametrize(("text", "expected"), BAD)
 def test_errors(text: str, expected: list[str]) -> None:
     assert problems(text) == expected
@@ -267,6 +305,37 @@ def test_json_lists_anchors_and_merges() -> None:
     assert isinstance(first, KubePolicy) and isinstance(second, KubePolicy)
     assert first.types == {"ingress"} and first.ingress[0].peers == ()
     assert second.ingress[0].peers[1].pods == second.selector
+
+
+def test_json_one_document_after_the_other() -> None:
+    """With tabs and characters in halves, which YAML does not know; lines count through the whole file."""
+    spaces = json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}}, indent=2)
+    labels = {"smile": "\U0001f600", "path": "a/b\\ud83d\t"}
+    good = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "labels": labels}}
+    bad = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "b", "lables": {}}}
+    loaded = read("\n".join((spaces, json.dumps(good, indent="\t").replace("/", "\\/"), json.dumps(bad, indent=1))))
+    assert [str(one) for one in loaded.problems] == [
+        "file0.yaml:24: error: metadata.lables: unknown field; did you mean 'labels'?"
+    ]
+    assert loaded.state.pods["default/a"].labels == labels
+    assert [str(one) for one in read(spaces + "\n{").errors] == [
+        "file0.yaml:8: error: not YAML: did not find expected <document start>"
+    ]
+
+
+def test_ports_of_a_pod() -> None:
+    """Containers that only start something do not listen later, those that are restarted always do."""
+    ports = "ports: [{name: web, containerPort: 80}, {containerPort: 81}]"
+    late = "ports: [{name: late, containerPort: 82, protocol: UDP}]"
+    loaded = read(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  serviceAccount: robot\n"
+        f"  containers: [{{{ports}}}]\n"
+        f"  initContainers: [{{ports: [{{name: setup, containerPort: 9}}]}}, {{restartPolicy: Always, {late}}}]"
+    )
+    assert loaded.problems == ()
+    pod = loaded.state.pods["default/a"]
+    assert {(port.name, port.protocol, port.port) for port in pod.ports} == {("web", 6, 80), ("late", 17, 82)}
+    assert pod.service_account == "robot"
 
 
 def test_an_alias_cannot_grow_without_bound() -> None:

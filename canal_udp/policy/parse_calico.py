@@ -5,6 +5,7 @@ Source    projectcalico.org/v3 with the defaults and the refusals of its API ser
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from canal_udp.net import Address, Network
@@ -36,6 +37,8 @@ from canal_udp.policy.parse_rule import protocol_number, read_rule, selector
 RULES_MAX = 1024
 _FIELDS = ("tier", "order", "selector", "serviceAccountSelector", "types", "ingress", "egress", "performanceHints")
 _GLOBAL_FIELDS = (*_FIELDS, "namespaceSelector", "doNotTrack", "preDNAT", "applyOnForward")
+_HINTS = ("AssumeNeededOnEveryNode",)
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _STAGED_ACTIONS: tuple[StagedAction, ...] = ("Set", "Delete", "Learn", "Ignore")
 
 
@@ -101,6 +104,8 @@ def _policy(document: Cursor, fields: tuple[str, ...], *, namespaced: bool, stag
         answer=meta.answer,
         where=meta.where,
     )
+    spec.each("performanceHints", lambda cursor: cursor.choice(_HINTS))
+    _check_name(document, policy)
     _check_policy(spec, policy)
     broken = broken or document.first_error(since)
     return replace(policy, types=frozenset((INGRESS, EGRESS)), broken=broken) if broken else policy
@@ -113,6 +118,13 @@ def _types(spec: Table, ingress: bool, egress: bool) -> frozenset[Direction]:
     if given:
         return frozenset(given)
     return frozenset((*((EGRESS,) if egress else ()), *((INGRESS,) if ingress or not egress else ())))
+
+
+def _check_name(document: Cursor, policy: CalicoPolicy) -> None:
+    """A DNS label, by old custom with the tier before it."""
+    if policy.name and not _LABEL.fullmatch(policy.name.removeprefix(f"{policy.tier}.")):
+        at = document.child("metadata", {}).child("name", policy.name)
+        at.fail(f"{policy.name!r} is no DNS label (up to 63 characters, no dots), nor {policy.tier}. before one")
 
 
 def _check_policy(spec: Table, policy: CalicoPolicy) -> None:

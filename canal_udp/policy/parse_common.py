@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 
@@ -11,6 +12,11 @@ from canal_udp.policy.model import DENY_ANNOTATION, Answer, LabelSelector, PortR
 PORT_NAME = re.compile(r"(?=.{1,15}$)(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _TOP = ("apiVersion", "kind", "metadata", "spec", "status")
+_META = (
+    *("name", "namespace", "labels", "annotations", "generateName", "uid", "resourceVersion", "generation", "selfLink"),
+    *("creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "ownerReferences", "finalizers"),
+    *("managedFields", "clusterName"),
+)
 _NULLABLE = ("podSelector",)  # required by Kubernetes, but null means the same as {}
 _OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
 
@@ -26,7 +32,7 @@ class Meta:
 
 def read_meta(document: Cursor, *, namespaced: bool) -> Meta:
     """Name, namespace ("default" if not given) and labels; what has no name gets one, so that it is not lost."""
-    meta = _mapping(document.table(None), "metadata", None)
+    meta = _mapping(document.table(None), "metadata", _META)
     if "name" not in meta:
         meta.cursor.fail("name is missing")
     name = meta.read("name", _name, "") or f"unnamed-{document.where.line}"
@@ -45,6 +51,19 @@ def read_spec(document: Cursor, known: tuple[str, ...], *, required: tuple[str, 
         if spec.values.get(key) is None and not (key in spec.values and key in _NULLABLE):
             spec.cursor.fail(f"{key} is missing")
     return spec
+
+
+def open_table(table: Table, key: str, read: tuple[str, ...]) -> Table:
+    """A part of an object that has many fields of no interest; one that looks like a field that is read is noted."""
+    found = _mapping(table, key, None)
+    note_typos(found, read)
+    return found
+
+
+def note_typos(table: Table, read: tuple[str, ...]) -> None:
+    for key in table:
+        if key not in read and (close := difflib.get_close_matches(str(key), read, n=1, cutoff=0.8)):
+            table.at(key).fail(f"unknown field; did you mean {close[0]!r}?")
 
 
 def _mapping(top: Table, key: str, known: tuple[str, ...] | None) -> Table:

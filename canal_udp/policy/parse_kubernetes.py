@@ -29,10 +29,24 @@ from canal_udp.policy.model import (
     PortRange,
     ServiceAccount,
 )
-from canal_udp.policy.parse_common import one_port, read_meta, read_port, read_port_name, read_selector, read_spec
+from canal_udp.policy.parse_common import (
+    note_typos,
+    one_port,
+    open_table,
+    read_meta,
+    read_port,
+    read_port_name,
+    read_selector,
+    read_spec,
+)
 
 KUBE_PROTOCOLS = {"TCP": TCP, "UDP": UDP, "SCTP": SCTP}
 TYPES: dict[str, Direction] = {"Ingress": INGRESS, "Egress": EGRESS}
+_POD_SPEC = (
+    *("containers", "initContainers", "nodeName", "hostNetwork", "serviceAccountName", "serviceAccount"),
+    *("nodeSelector", "hostname", "ephemeralContainers"),  # not read, and no typos either
+)
+_POD_STATUS = ("podIPs", "podIP", "hostIPs", "hostIP", "phase")
 POLICY_FIELDS = ("podSelector", "policyTypes", "ingress", "egress")
 
 
@@ -51,7 +65,7 @@ def service_account(document: Cursor) -> ServiceAccount:
 
 def node(document: Cursor) -> Node:
     meta = read_meta(document, namespaced=False)
-    status = _open(document.table(None), "status")
+    status = open_table(document.table(None), "status", ("addresses",))
     addresses = status.each("addresses", _node_address)
     return Node(meta.name, meta.labels, tuple(one for one in addresses if one is not None), meta.where)
 
@@ -66,8 +80,10 @@ def pod(document: Cursor) -> Pod:
     since = document.errors
     meta = read_meta(document, namespaced=True)
     top = document.table(None)
-    spec, status = _open(top, "spec"), _open(top, "status")
-    containers = (*spec.each("initContainers", _ports), *spec.each("containers", _ports))
+    note_typos(top, ("apiVersion", "kind", "metadata", "spec", "status"))
+    spec, status = open_table(top, "spec", _POD_SPEC), open_table(top, "status", _POD_STATUS)
+    containers = (*spec.each("initContainers", _sidecar_ports), *spec.each("containers", _ports))
+    account = spec.read("serviceAccount", Cursor.text, "")  # the old name of the same
     return Pod(
         meta.namespace,
         meta.name,
@@ -76,17 +92,12 @@ def pod(document: Cursor) -> Pod:
         ports=tuple(dict.fromkeys(port for ports in containers for port in ports)),
         node=spec.read("nodeName", Cursor.text, ""),
         node_addresses=_addresses(status, "hostIPs", "hostIP"),
-        service_account=spec.read("serviceAccountName", Cursor.text, "default"),
+        service_account=spec.read("serviceAccountName", Cursor.text, "") or account or "default",
         host_network=spec.read("hostNetwork", Cursor.boolean, False),
         finished=status.read("phase", Cursor.text, "") in ("Succeeded", "Failed"),
         where=meta.where,
         broken=document.first_error(since),
     )
-
-
-def _open(table: Table, key: str) -> Table:
-    """A part of an object that has many fields of no interest."""
-    return table.read(key, lambda cursor: cursor.table(None), Table(table.cursor.child(key, {}), {}))
 
 
 def _addresses(status: Table, several: str, one: str) -> tuple[Address, ...]:
@@ -95,13 +106,21 @@ def _addresses(status: Table, several: str, one: str) -> tuple[Address, ...]:
     return tuple(dict.fromkeys((*((first,) if first is not None else ()), *found)))
 
 
+def _sidecar_ports(container: Cursor) -> tuple[EndpointPort, ...]:
+    """A container of the start listens later only if it is restarted always."""
+    table = container.table(None)
+    return _ports(container) if table.read("restartPolicy", Cursor.text, "") == "Always" else ()
+
+
 def _ports(container: Cursor) -> tuple[EndpointPort, ...]:
-    ports = container.table(None).each("ports", _container_port)
+    table = container.table(None)
+    note_typos(table, ("ports", "name"))
+    ports = table.each("ports", _container_port)
     return tuple(port for port in ports if port is not None)
 
 
 def _container_port(cursor: Cursor) -> EndpointPort | None:
-    table = cursor.table(None)
+    table = cursor.table(("name", "protocol", "containerPort", "hostPort", "hostIP"))
     if "name" not in table:
         return None
     protocol = table.read("protocol", lambda one: KUBE_PROTOCOLS[one.choice(KUBE_PROTOCOLS)], TCP)

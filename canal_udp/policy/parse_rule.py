@@ -29,7 +29,8 @@ from canal_udp.policy.selector import Global, Selector, SelectorError, leaves, p
 NETS_MAX, PORTS_MAX, SELECTOR_MAX = 256, 50, 1024
 _NO_HTTP = "only addresses, protocols and ports are looked at; without http the rule would allow more than it says"
 _PORT_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,128}")
-_RANGE = re.compile(r"([0-9]{1,5})(?::([0-9]{1,5}))?")
+_RANGE = re.compile(r"([0-9]+)(?::([0-9]+))?")
+_DIGITS_MAX = 5
 _ACTIONS: dict[str, Action] = {"Allow": "Allow", "Deny": "Deny", "Pass": "Pass", "Log": "Log"}
 _PROTOCOLS = {name.lower(): number for name, number in PROTOCOLS.items()}
 _RULE = (
@@ -89,6 +90,7 @@ def read_rule(cursor: Cursor, direction: Direction, *, namespaced: bool) -> Cali
             _entity(table, "destination", direction, namespaced=namespaced),
             cursor.where,
         )
+        table.read("metadata", _annotations, None)
         reject(table, "http", _NO_HTTP)
         _check_rule(table, rule)
     except Bad:
@@ -99,6 +101,11 @@ def read_rule(cursor: Cursor, direction: Direction, *, namespaced: bool) -> Cali
 
 def broken_rule(rule: CalicoRule, reason: str) -> CalicoRule:
     return CalicoRule(rule.action, where=rule.where, broken=reason)
+
+
+def _annotations(cursor: Cursor) -> None:
+    """For people: they change nothing, and a word that is no annotation is a mistake all the same."""
+    cursor.table(("annotations",)).read("annotations", Cursor.labels, {})
 
 
 def _version(cursor: Cursor) -> Literal[4, 6]:
@@ -156,7 +163,8 @@ def _port(cursor: Cursor) -> PortRange | str:
     if not isinstance(cursor.value, str):
         return one_port(cursor.integer(1, 65535))
     if match := _RANGE.fullmatch(cursor.value):
-        first, last = int(match[1]), int(match[2] or match[1])
+        words = match[1], match[2] or match[1]
+        first, last = (int(word) if len(word) <= _DIGITS_MAX else 0 for word in words)
         if not 1 <= first <= last <= 65535:
             raise cursor.fail(f"{cursor.value!r} is no range of ports from 1 to 65535")
         return PortRange(first, last)

@@ -1,22 +1,25 @@
 """What is legal but suspicious: found in the normal form, told with the place in the file.
 
 Warnings  a policy that selects nothing; rules of a direction that the policy does not govern; a rule that an earlier
-          one covers; a port name that no pod which is meant has; an egress policy that lets no one ask DNS.
-          The first and the last but one need pods to compare with; without any they say nothing.
+          one of the policy or its tier covers; a port name that no pod which is meant has; an egress policy that lets
+          no one ask DNS; a tier that is not there.
+          The first and the port names need pods to compare with, the last needs tiers; without any they say nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 
 from canal_udp.net import covers
 from canal_udp.policy.classes import HOST_ITEM, label_index
-from canal_udp.policy.cursor import Problem, Where
+from canal_udp.policy.cursor import Problem, Where, suggest
 from canal_udp.policy.index import LabelIndex
 from canal_udp.policy.lower import lower_state
 from canal_udp.policy.model import (
     DIRECTIONS,
     EGRESS,
+    FIXED_TIERS,
     INGRESS,
     UDP,
     ClusterPolicy,
@@ -26,6 +29,7 @@ from canal_udp.policy.model import (
     policy_key,
 )
 from canal_udp.policy.normal import Policy, PortSet, Rule, Side, World
+from canal_udp.policy.selector import All, Selector
 
 DNS_PORT = 53
 
@@ -35,7 +39,9 @@ def warnings(state: State) -> Iterator[Problem]:
     world = lower_state(state)
     index = label_index(world)
     yield from _without_effect(state)
+    yield from _unknown_tiers(state, world)
     for policies in world.policies.values():
+        earlier = _Earlier()
         for policy in policies:
             if policy.broken:
                 continue
@@ -43,9 +49,10 @@ def warnings(state: State) -> Iterator[Problem]:
             if world.endpoints and not selected and not any(_selects_host(policy, index, key) for key in world.hosts):
                 yield _warning(policy.where, policy, "selects nothing")
             for direction in DIRECTIONS:
-                yield from _shadowed(policy, direction)
+                yield from _shadowed(policy, direction, earlier.of(policy, direction))
                 yield from _unknown_ports(policy, direction, world, index, selected)
             yield from _no_dns(policy, world, index, selected)
+            earlier.add(policy)
 
 
 def _warning(where: Where, policy: Policy, text: str, field: str = "") -> Problem:
@@ -66,19 +73,61 @@ def _without_effect(state: State) -> Iterator[Problem]:
                 yield Problem("warning", rules[0].where, f"spec.{direction}", text)
 
 
+def _unknown_tiers(state: State, world: World) -> Iterator[Problem]:
+    known = {*state.tiers, *FIXED_TIERS}
+    for tier, policies in world.policies.items():
+        if state.tiers and tier not in known:
+            text = f"is in tier {tier!r}, which is not there: it comes last; {suggest(tier, known)}"
+            yield from (_warning(policy.where, policy, text, "spec.tier") for policy in policies)
+
+
 # ---- shadowed rules --------------------------------------------------------------------------------------------------
 
 
-def _shadowed(policy: Policy, direction: Direction) -> Iterator[Problem]:
+class _Earlier:
+    """Policies of a tier that were asked before. Kubernetes' own are left out: they add up on purpose."""
+
+    def __init__(self) -> None:
+        self._by_scope: dict[object, list[Policy]] = defaultdict(list)
+
+    def add(self, policy: Policy) -> None:
+        if not policy.key.startswith("KubernetesNetworkPolicy:"):
+            self._by_scope[_scope(policy, policy.selector.id)].append(policy)
+
+    def of(self, policy: Policy, direction: Direction) -> Iterator[tuple[Policy, Rule]]:
+        """Rules that govern whatever the policy governs."""
+        for selector in {policy.selector.id, _EVERYBODY}:
+            for one in self._by_scope[_scope(policy, selector)]:
+                yield from ((one, rule) for rule in one.rules(direction) or ())
+
+
+def _scope(policy: Policy, selector: str) -> object:
+    return selector, policy.stage, policy.forward
+
+
+_EVERYBODY = Selector(All()).id
+
+
+def _shadowed(policy: Policy, direction: Direction, before: Iterable[tuple[Policy, Rule]]) -> Iterator[Problem]:
     rules = policy.rules(direction) or ()
+    others = [pair for pair in before if _ends(pair[1])]
     for index in sorted({rule.index for rule in rules}):
         mine = [rule for rule in rules if rule.index == index and not rule.never]
-        earlier = [rule for rule in rules if rule.index < index and rule.action != "Log" and not rule.never]
-        found = [next((other for other in earlier if rule_covers(other, one)), None) for one in mine]
-        if found and all(other is not None for other in found):
-            names = sorted({f"{direction}[{other.index}]" for other in found if other is not None})
+        earlier = [*others, *((policy, rule) for rule in rules if rule.index < index and _ends(rule))]
+        found = [next((pair for pair in earlier if rule_covers(pair[1], one)), None) for one in mine]
+        if found and all(found):
+            names = sorted({_name(pair, policy, direction) for pair in found if pair})
             text = f"never gets to this rule: {', '.join(names)} matches all that it matches"
             yield _warning(mine[0].where, policy, text, f"spec.{direction}[{index}]")
+
+
+def _ends(rule: Rule) -> bool:
+    return rule.action != "Log" and not rule.never
+
+
+def _name(pair: tuple[Policy, Rule], policy: Policy, direction: Direction) -> str:
+    owner, rule = pair
+    return f"{'' if owner is policy else owner.key + ' '}{direction}[{rule.index}]"
 
 
 def rule_covers(outer: Rule, inner: Rule) -> bool:
