@@ -137,7 +137,7 @@ def _keys_of_files(files: Iterable[str]) -> list[ObjectKey]:
 
 def _load(files: Iterable[str]) -> Loaded:
     """Read files that must be without errors, and hold something."""
-    from canal_udp.cli.policy import load_files
+    from canal_udp.cli.policy_files import load_files
 
     loaded = load_files(files)
     for problem in loaded.problems:

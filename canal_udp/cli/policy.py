@@ -7,20 +7,18 @@ import gc
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from canal_udp.cli import policy_tests
 from canal_udp.cli.objects import register_actions
 from canal_udp.cli.output import print_json, print_table, text
+from canal_udp.cli.policy_files import FILES_HELP, load_files, problem_fields, tell
 from canal_udp.errors import RequestError, UsageError
 
 if TYPE_CHECKING:
-    from canal_udp.policy.cursor import Problem
-    from canal_udp.policy.load import Loaded
     from canal_udp.policy.questions import Questions
 
-_SUFFIXES = (".yaml", ".yml", ".json")
 _EVAL = """Say what the policies of some files say about flows. A flow is one JSON object a line:
 {"src": "namespace/pod" or address, "dst": ..., "protocol": "TCP", "UDP", "SCTP", "ICMP" or a number, "sport"?,
 "dport"?, "icmp_type"?, "icmp_code"?}. The answer repeats it with "verdict", "egress" and "ingress"."""
@@ -32,9 +30,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     actions = policy.add_subparsers(metavar="ACTION", required=True)
     summary = "find every error in files of policies, and what looks like one"
     check = actions.add_parser("check", help=summary, description=summary)
-    check.add_argument(
-        "files", nargs="+", metavar="FILE", help="YAML or JSON, a folder of them, or - for standard input"
-    )
+    check.add_argument("files", nargs="+", metavar="FILE", help=FILES_HELP)
     check.add_argument("--strict", action="store_true", help="warnings fail too")
     check.add_argument("-j", "--json", action="store_true", help="print JSON")
     check.set_defaults(handler=_check)
@@ -52,40 +48,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     summary = "evaluate selectors: JSON lines in, JSON lines out"
     selector = actions.add_parser("selector", help=summary, description=_SELECTOR)
     selector.set_defaults(handler=_selector)
+    policy_tests.register(actions)
     register_actions(actions)
-
-
-# ---- files -----------------------------------------------------------------------------------------------------------
-
-
-def load_files(names: Iterable[str]) -> Loaded:
-    """Read files, folders of them, and - for standard input."""
-    from canal_udp.policy.load import load_texts
-
-    return load_texts(_texts(names))
-
-
-def _texts(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    for name in names:
-        if name == "-":
-            yield "standard input", sys.stdin.read()
-            continue
-        path = Path(name)
-        files = sorted(one for one in path.rglob("*") if one.suffix in _SUFFIXES) if path.is_dir() else [path]
-        if not files:
-            raise UsageError(f"{name}: no file ends with {', '.join(_SUFFIXES)}")
-        for file in files:
-            try:
-                yield str(file), file.read_text(encoding="utf-8")
-            except OSError as error:
-                raise UsageError(f"{file}: {error.strerror}") from None
-            except UnicodeDecodeError:
-                raise UsageError(f"{file}: not a text in UTF-8") from None
-
-
-def _tell(problems: Iterable[Problem]) -> None:
-    for problem in problems:
-        print(f"canal: {text(str(problem))}", file=sys.stderr)
 
 
 # ---- check -----------------------------------------------------------------------------------------------------------
@@ -100,7 +64,7 @@ def _check(arguments: argparse.Namespace) -> int:
     )
     errors = sum(one.severity == "error" for one in problems)
     if arguments.json:
-        print_json([_problem(one) for one in problems])
+        print_json([problem_fields(one) for one in problems])
     else:
         for problem in problems:
             print(text(str(problem)))
@@ -109,23 +73,13 @@ def _check(arguments: argparse.Namespace) -> int:
     return int(bool(errors or (arguments.strict and problems)))
 
 
-def _problem(problem: Problem) -> dict[str, object]:
-    return {
-        "severity": problem.severity,
-        "file": problem.where.source,
-        "line": problem.where.line or None,
-        "field": problem.field,
-        "problem": problem.text,
-    }
-
-
 # ---- eval ------------------------------------------------------------------------------------------------------------
 
 
 def _eval(arguments: argparse.Namespace) -> int:
     gc.disable()  # a large state is many objects that stay, and each collection would look at all of them
     loaded = load_files(arguments.state)
-    _tell(loaded.errors)
+    tell(loaded.errors)
     from canal_udp.policy.evaluate import Evaluator
     from canal_udp.policy.questions import Questions, with_addresses
 

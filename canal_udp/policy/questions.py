@@ -17,7 +17,7 @@ import msgspec
 from canal_udp.errors import RequestError
 from canal_udp.net import Address, parse_address
 from canal_udp.policy.evaluate import End, Evaluator, Packet
-from canal_udp.policy.flow import SPORT_DEFAULT, Decision, Flow
+from canal_udp.policy.flow import SPORT_DEFAULT, Decision, Flow, Verdict
 from canal_udp.policy.model import ICMP, ICMP6, PROTOCOLS, WITH_PORTS, Pod, State
 
 _NUMBERS = PROTOCOLS | {name.lower(): number for name, number in PROTOCOLS.items()}
@@ -104,6 +104,9 @@ class Questions:
         if found is None:
             found = self._shown[id(decision)] = decision, self._encode(show(decision))
         return found[1]
+
+    def verdict(self, question: Mapping[str, Any]) -> Verdict:
+        return self._evaluator.verdict(self.flow(question))
 
     def flow(self, question: Mapping[str, Any]) -> Flow:
         """A question as a flow; RequestError names the field."""
