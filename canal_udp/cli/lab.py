@@ -49,6 +49,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_lab(check)
     check.add_argument("-j", "--json", action="store_true", help="print JSON")
     check.set_defaults(handler=_check)
+    test = commands.add_parser("test", help="try the truth table of the lab file", description=_TEST)
+    test.add_argument("file", nargs="?", metavar="FILE", help="bring this lab up for it, and down again")
+    test.add_argument("--name", metavar="NAME", help="... name of the lab")
+    test.add_argument("--keep", action="store_true", help="... and leave it up")
+    _add_lab(test)
+    test.add_argument("-j", "--json", action="store_true", help="print JSON")
+    test.set_defaults(handler=_test)
     demo = commands.add_parser("demo", help="three nodes, six pods: see it work", description=_DEMO)
     demo.add_argument("--name", default="demo", metavar="NAME", help="name of the lab (%(default)s)")
     demo.add_argument("--down", action="store_true", help="take it down at the end")
@@ -59,6 +66,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 _ABOUT = "Build networks of hosts and pods on one machine. Every node runs its own daemon; nothing is simulated."
 _EXEC = "Run a program in a namespace of a lab; `canal` commands in a node's namespace talk to that node's daemon."
 _CHECK = "Run the checks of the lab file: who reaches whom, how fast, and whether data arrives as sent."
+_TEST = """Try with real packets who may talk to whom and who may not, as `tests:` in the lab file says: TCP, UDP, SCTP
+and ICMP, every pair at once."""
 _DEMO = (
     "Bring up three nodes with two pods each, show traffic between them, kill a daemon under load; leaves it running."
 )
@@ -162,12 +171,9 @@ def _up(arguments: argparse.Namespace) -> int:
 def _wanted(arguments: argparse.Namespace) -> tuple[str, Lab]:
     """The lab file's text and what it says, from a file or made of --nodes and --pods."""
     from canal_udp.lab.model import parse_lab, small_lab
-    from canal_udp.lab.reader import NAME, NAME_RULE
 
     made = {key: getattr(arguments, key) for key in ("nodes", "pods", "encap", "profile")}
-    name: str = arguments.name or ""
-    if name and not NAME.fullmatch(name):
-        raise UsageError(f"--name {name!r}: {NAME_RULE}")
+    name = _checked_name(arguments.name)
     if not arguments.file:
         text = small_lab(
             made["nodes"] or 2,
@@ -179,7 +185,22 @@ def _wanted(arguments: argparse.Namespace) -> tuple[str, Lab]:
         return text, parse_lab(text, "--nodes", name or "lab")
     if given := [f"--{key}" for key, value in made.items() if value is not None]:
         raise UsageError(f"{' '.join(given)}: a lab file says that itself")
-    file = Path(arguments.file)
+    return _read_file(arguments.file, name)
+
+
+def _checked_name(given: str | None) -> str:
+    from canal_udp.lab.reader import NAME, NAME_RULE
+
+    if given and not NAME.fullmatch(given):
+        raise UsageError(f"--name {given!r}: {NAME_RULE}")
+    return given or ""
+
+
+def _read_file(given: str, name: str) -> tuple[str, Lab]:
+    """A lab file's text and what it says; `name` goes before the one in it."""
+    from canal_udp.lab.model import parse_lab
+
+    file = Path(given)
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -293,6 +314,39 @@ def _run_checks(lab: Lab, lab_state: LabState, as_json: bool) -> int:
     ]
     print_json(found)
     return 0 if all(result["good"] for result in found) and checks.account(lab, lab_state).balanced else 1
+
+
+def _test(arguments: argparse.Namespace) -> int:
+    from canal_udp.lab import run, state
+    from canal_udp.lab.show import Screen
+
+    if not arguments.file:
+        lab_state = state.find(arguments.lab)
+        return _run_tests(lab_state.lab(), lab_state, arguments.json)
+    if arguments.lab:
+        raise UsageError("either a file, or --lab for one that is up")
+    text, lab = _read_file(arguments.file, _checked_name(arguments.name))
+    screen = Screen(sys.stderr if arguments.json else sys.stdout)
+    with screen.step(f"lab {lab.name} up") as step:
+        lab_state = run.up(lab, text, lambda text: screen.progress(step, text))
+    with run.interruptible():
+        try:
+            return _run_tests(lab, lab_state, arguments.json)
+        finally:
+            if not arguments.keep:
+                run.down(lab_state)
+
+
+def _run_tests(lab: Lab, lab_state: LabState, as_json: bool) -> int:
+    from canal_udp.lab import trial
+    from canal_udp.lab.show import Screen
+
+    places = trial.places(lab, lab_state.pods())
+    seen = trial.look(lab.tests, places)
+    if not as_json:
+        return trial.print_seen(Screen(), seen, places)
+    print_json(trial.rows(seen))
+    return 0 if all(one.good for one in seen) else 1
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from canal_udp.lab.foreign import Peer
 from canal_udp.lab.model import Lab, Node, Pod
@@ -39,7 +40,7 @@ def attach(lab: Lab, pod: Pod, state: LabState) -> list[str]:
         "attach",
         netns(lab, pod.name),
         "--name",
-        f"default/{pod.name}",
+        f"{pod.namespace}/{pod.name}",
         "--run-dir",
         str(state.run_dir(pod.node)),
         "-j",
@@ -65,6 +66,10 @@ def lease_put(lab: Lab, node: Node, peer: Peer, state: LabState) -> list[str]:
 
 def lease_list(lab: Lab, state: LabState) -> list[str]:
     return [*CANAL, "lease", "list", "-j", "--store", state.store_url(lab)]
+
+
+def policy_apply(lab: Lab, state: LabState, file: Path) -> list[str]:
+    return [*CANAL, "policy", "apply", "-f", str(file), "--store", state.store_url(lab)]
 
 
 def relay(ports: Sequence[str], state: LabState, network: str) -> list[str]:

@@ -1,6 +1,7 @@
 """The lab file: what a lab is made of, read from YAML and checked as a whole. Pure.
 
-Structure Lab = underlay networks joined by routers, nodes on them, pods on nodes, one overlay, impairments, checks.
+Structure Lab = underlay networks joined by routers, nodes on them, pods on nodes, one overlay, impairments, checks,
+          namespaces and policies for the pods, and the truth table that these are held to.
 Invariants every name of a node, pod, router and network is unique in its lab (they become namespaces `<lab>-<name>`);
           every reference is to something that exists. The one way to make a Lab is `parse_lab`, also for `--nodes N`.
 """
@@ -9,10 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from canal_udp.lab.impair import Impairment
 from canal_udp.lab.reader import Cursor, rate_bits, read_yaml, size_bytes, suggest
+from canal_udp.lab.select import select
+from canal_udp.lab.truth import Entry, read_entry
+from canal_udp.policy.cursor import Document
+from canal_udp.policy.reader import document_of
 
 Subnet = IPv4Network | IPv6Network
 Address = IPv4Address | IPv6Address
@@ -57,6 +63,7 @@ class Pod:
     node: str
     labels: tuple[str, ...]  # "key=value"
     ip: str  # "auto" or an address
+    namespace: str = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +98,9 @@ class Lab:
     store: str  # "sqlite" (in the lab's folder) or a store URL
     faults: dict[str, Impairment]  # by network
     checks: tuple[Check, ...]
+    namespaces: dict[str, dict[str, str]]  # labels by name
+    policies: tuple[str | Document, ...]  # files, and what the lab file holds itself
+    tests: tuple[Entry, ...]
 
     def pods_of(self, node: str) -> list[Pod]:
         return [pod for pod in self.pods.values() if pod.node == node]
@@ -101,10 +111,16 @@ class Lab:
         return nodes + [router.name for router in self.routers.values() if network in router.networks]
 
 
+_TOP = (
+    *("lab", "networks", "routers", "overlay", "nodes", "store", "faults", "checks"),
+    *("namespaces", "policies", "tests"),
+)
+
+
 def parse_lab(text: str, source: str, name: str) -> Lab:
     """Read a lab file; `name` is the lab's when the file does not say one. Raises ConfigError."""
     root = read_yaml(text, source)
-    top = root.table(["lab", "networks", "routers", "overlay", "nodes", "store", "faults", "checks"])
+    top = root.table(_TOP)
     if "lab" in top:
         name = top["lab"].name()
     names: dict[str, str] = {}
@@ -112,7 +128,14 @@ def parse_lab(text: str, source: str, name: str) -> Lab:
     routers = _routers(top, networks, names)
     overlay, encap = _overlay(root, top)
     nodes, pods = _nodes(root, top, networks, encap, names)
-    lab = Lab(name, networks, routers, nodes, pods, overlay, _store(top), _faults(top, networks), _checks(top, pods))
+    lab = Lab(
+        *(name, networks, routers, nodes, pods, overlay, _store(top), _faults(top, networks), _checks(top, pods)),
+        namespaces={name: _labels(item) for name, item in top["namespaces"].table().items()}
+        if "namespaces" in top
+        else {},
+        policies=tuple(map(_policy, top["policies"].items())) if "policies" in top else (),
+        tests=tuple(read_entry(item, pods, nodes) for item in top["tests"].items()) if "tests" in top else (),
+    )
     _check_whole(lab, root, top)
     return lab
 
@@ -231,15 +254,26 @@ def _pods(cursor: Cursor, node: str, names: dict[str, str]) -> list[Pod]:
         return [Pod(_claim(names, item, item.name(), "pod"), node, (), "auto") for item in cursor.items()]
     pods = []
     for name, item in cursor.table().items():
-        entries = item.table(["labels", "ip"])
-        labels: list[str] = []
-        if "labels" in entries:
-            if not entries["labels"].is_table:
-                raise entries["labels"].fail("labels are a mapping: `labels: {app: web}`")
-            labels = [f"{key.value}={value.value}" for key, value in entries["labels"].node.value]
+        entries = item.table(["labels", "ip", "namespace"])
+        labels = _labels(entries["labels"]) if "labels" in entries else {}
         ip = str(entries["ip"].parsed(ip_address, "an address")) if "ip" in entries else "auto"
-        pods.append(Pod(_claim(names, item, name, "pod"), node, tuple(labels), ip))
+        namespace = entries["namespace"].name() if "namespace" in entries else "default"
+        words = tuple(f"{key}={value}" for key, value in labels.items())
+        pods.append(Pod(_claim(names, item, name, "pod"), node, words, ip, namespace))
     return pods
+
+
+def _labels(cursor: Cursor) -> dict[str, str]:
+    if not cursor.is_table and not cursor.is_empty:
+        raise cursor.fail("labels are a mapping: `labels: {app: web}`")
+    return {} if cursor.is_empty else {key.value: value.value for key, value in cursor.node.value}
+
+
+def _policy(cursor: Cursor) -> str | Document:
+    """An object, or the name of a file: relative to the lab file's folder."""
+    if cursor.is_table:
+        return document_of(cursor.node, cursor.source)
+    return str((Path(cursor.source).parent / cursor.text()).absolute())
 
 
 def _store(top: dict[str, Cursor]) -> str:
@@ -303,8 +337,8 @@ def _check(kind: CheckKind, cursor: Cursor, pods: dict[str, Pod]) -> Check:
             raise cursor.fail(f"`{key}:` is missing: a pod, a list of pods, a label such as app=web, or all")
     check = Check(
         kind,
-        _select(entries["from"], pods),
-        _select(entries["to"], pods),
+        select(entries["from"], pods),
+        select(entries["to"], pods),
         entries["family"].integer(4, 6) if "family" in entries else None,
         entries["at_least"].parsed(rate_bits, "a rate such as 500M or 2G (bit/s)") if "at_least" in entries else 0,
         entries["seconds"].integer(1, 3600) if "seconds" in entries else 3,
@@ -315,24 +349,6 @@ def _check(kind: CheckKind, cursor: Cursor, pods: dict[str, Pod]) -> Check:
     if check.family == 5:
         raise entries["family"].fail("4 or 6")
     return check
-
-
-def _select(cursor: Cursor, pods: dict[str, Pod]) -> tuple[str, ...]:
-    """Pod names that `all`, `name`, `key=value` or a list of those stand for."""
-    chosen: dict[str, None] = {}
-    for item in cursor.items():
-        word = item.text()
-        if word == "all":
-            found = list(pods)
-        elif "=" in word:
-            found = [pod.name for pod in pods.values() if word in pod.labels]
-            if not found:
-                labels = {label for pod in pods.values() for label in pod.labels}
-                raise item.fail(f"no pod has the label {word}; {suggest(word, labels)}")
-        else:
-            found = [item.choice(pods, "pod")]
-        chosen |= dict.fromkeys(found)
-    return tuple(chosen)
 
 
 def _check_whole(lab: Lab, root: Cursor, top: dict[str, Cursor]) -> None:

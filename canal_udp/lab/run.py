@@ -1,6 +1,6 @@
 """Bring a lab up and take it down.
 
-Structure  up   = journal, wiring, foreign nodes, daemons, pods, peers of foreign nodes, faults; if one fails, down
+Structure  up   = journal, wiring, foreign nodes, daemons, policies, pods, peers of foreign nodes, faults; else down
            down = processes (those of the journal and whatever lives in the lab's namespaces), namespaces, folder
 Invariants `down` needs only the journal, works however far `up` came, and may be repeated.
            Interfaces, routes and rules live in namespaces and go with them. The machine's own namespace is not touched,
@@ -25,10 +25,11 @@ from typing import TypeVar
 
 from canal_udp.api import call
 from canal_udp.errors import CanalError, DaemonUnreachable, LabError
-from canal_udp.lab import commands, faults, foreign, host, plan, processes, state
+from canal_udp.lab import commands, faults, foreign, host, objects, plan, processes, state
 from canal_udp.lab.model import Lab, Node, Pod
 from canal_udp.lab.processes import Process
 from canal_udp.lab.state import LabState, PodAddress
+from canal_udp.policy.load import Loaded
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -48,6 +49,7 @@ def silent(_: str) -> None:
 def up(lab: Lab, text: str, say: Say = silent, keep: bool = False) -> LabState:
     """Bring a lab up; when that fails or is interrupted, nothing of it is left unless `keep`. Raises LabError."""
     require_root()
+    found = objects.read(lab)
     lab_state: LabState | None = None
     with interruptible():
         try:
@@ -56,7 +58,7 @@ def up(lab: Lab, text: str, say: Say = silent, keep: bool = False) -> LabState:
                     lab_state = state.create(lab.name, text, plan.namespaces(lab), existing_namespaces())
                 _wire(lab, lab_state, say)
             with lab_state.locked():
-                _bring_up(lab, lab_state, say)
+                _bring_up(lab, lab_state, found, say)
         except BaseException:
             if lab_state is not None and not keep:
                 say("taking it down again")
@@ -128,13 +130,14 @@ def _wire(lab: Lab, lab_state: LabState, say: Say) -> None:
         host.apply(plan.wiring(lab))
 
 
-def _bring_up(lab: Lab, lab_state: LabState, say: Say) -> None:
+def _bring_up(lab: Lab, lab_state: LabState, found: Loaded, say: Say) -> None:
     strangers = foreign.foreign_nodes(lab)
     ours = [node for node in lab.nodes.values() if node.kind == "canal"]
     for name in ("store.d", *lab.nodes, *(f"net-{network}" for network in lab.networks)):
         lab_state.node_dir(name).mkdir(mode=0o700)
     for node in strangers:
         host.apply(foreign.node_steps(lab, node))
+    pods = {pod.name: foreign.pod_address(lab, pod.name) for node in strangers for pod in lab.pods_of(node.name)}
     if ours:
         for node in strangers:
             host.run(commands.lease_put(lab, node, foreign.as_peer(lab, node), lab_state))
@@ -142,7 +145,7 @@ def _bring_up(lab: Lab, lab_state: LabState, say: Say) -> None:
         for node in ours:
             start_daemon(lab, node, lab_state)
         _in_parallel(lambda node: wait_ready(lab, node, lab_state), ours)
-    pods = {pod.name: foreign.pod_address(lab, pod.name) for node in strangers for pod in lab.pods_of(node.name)}
+        objects.write(lab, lab_state, found, pods)
     to_attach = [pod for node in ours for pod in lab.pods_of(node.name)]
     if to_attach:
         say(f"{len(to_attach)} pods")
@@ -151,6 +154,8 @@ def _bring_up(lab: Lab, lab_state: LabState, say: Say) -> None:
     lab_state.save_pods({name: pods[name] for name in lab.pods})
     introduce(lab, lab_state)
     _in_parallel(lambda node: wait_peers(lab, node, lab_state), ours)
+    policies = len(found.state.policies)
+    _in_parallel(lambda node: objects.wait_known(lab, lab_state, node.name, policies), ours)
     if lab.faults:
         say("faults")
         for network, fault in lab.faults.items():

@@ -85,16 +85,17 @@ class Screen:
 
     def matrix(self, names: Sequence[str], cells: dict[tuple[str, str], bool]) -> None:
         """Who (row) reaches whom (column)."""
-        width = max(3, *(len(name) for name in names))
-        self.line("    " + " " * width + "".join(f" {name:>{width}}" for name in names))
-        none = "·" if self.unicode else "."
-        for row in names:
-            marks = []
-            for column in names:
-                good = cells.get((row, column))
-                text = none if good is None else ("✓" if good else "✗") if self.unicode else ("y" if good else "N")
-                colour = "dim" if good is None else "good" if good else "bad"
-                marks.append(" " + " " * (width - 1) + self.paint(text, colour))
+        yes, no = ("✓", "✗") if self.unicode else ("y", "N")
+        self.grid(names, names, {pair: (yes, "good") if good else (no, "bad") for pair, good in cells.items()})
+
+    def grid(self, rows: Sequence[str], columns: Sequence[str], cells: dict[tuple[str, str], tuple[str, str]]) -> None:
+        """A text and its colour for each row and column; nothing is a dot."""
+        width = max(3, *(len(name) for name in (*rows, *columns)))
+        self.line("    " + " " * width + "".join(f" {name:>{width}}" for name in columns))
+        none = ("·" if self.unicode else ".", "dim")
+        for row in rows:
+            found = (cells.get((row, column), none) for column in columns)
+            marks = (" " * (width + 1 - len(text)) + self.paint(text, colour) for text, colour in found)
             self.line(f"    {row:>{width}}{''.join(marks)}")
 
     def sparkline(self, values: Sequence[float]) -> str:

@@ -62,9 +62,8 @@ def _read(text: str, source: str, lines_before: int) -> Iterator[Document]:
         for node in yaml.compose_all(text, Loader=_LOADER):
             if node is None:
                 continue
-            plain = _Plain(source, lines_before)
-            if (value := plain.value(node, ())) is not None:
-                yield Document(value, source, plain.lines, tuple(plain.problems))
+            if (document := document_of(node, source, lines_before)).value is not None:
+                yield document
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 + lines_before if mark else None
@@ -73,6 +72,13 @@ def _read(text: str, source: str, lines_before: int) -> Iterator[Document]:
         raise ConfigError(f"not YAML: {error}".splitlines()[0], source=source) from None
     except RecursionError:
         raise ConfigError("not YAML that can be read: nested too deeply", source=source) from None
+
+
+def document_of(node: Any, source: str, lines_before: int = 0) -> Document:
+    """A part of a YAML file as a document of its own."""
+    plain = _Plain(source, lines_before)
+    value = plain.value(node, ())
+    return Document(value, source, plain.lines, tuple(plain.problems))
 
 
 class _Plain:
