@@ -18,6 +18,7 @@ from canal_udp.encap.forwarding import Forwarding
 from canal_udp.encap.mtu import superpacket_segments
 from canal_udp.endpoints import Endpoint
 from canal_udp.net import Tunnel
+from canal_udp.netfilter import Rules
 from canal_udp.underlay import Underlay
 
 IPAddress = IPv4Address | IPv6Address
@@ -112,7 +113,7 @@ class File:
         return f"file {self.path}"
 
 
-Goal = Sockets | Device | Link | Direct | Published | File
+Goal = Sockets | Device | Link | Direct | Rules | Published | File
 
 
 # ---- requests --------------------------------------------------------------------------------------------------------

@@ -32,10 +32,21 @@ from canal_udp.net import (
     parse_network6,
     printable,
 )
+from canal_udp.netfilter import Style
 
 DEFAULT_FILE = Path("/etc/canal/canal.toml")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 DEFAULT, STORE = "default", "store"  # origins; the others name the flag, the variable, or file:line
+
+
+@dataclass(frozen=True, slots=True)
+class Netfilter:
+    """How masquerading and forward rules are written; flanneld's own switches, and no options of ours."""
+
+    style: Style = "canal"
+    forward: bool | None = None  # None: with `ip_masq`
+    random: bool = True
+    resync_s: int = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +84,7 @@ class DaemonConfig:
     clean: bool = False
     log_level: str = "info"
     node: str = ""  # name of this node in its lease; "": the host name
+    netfilter: Netfilter = Netfilter()
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def origin(self, name: str) -> str:

@@ -41,6 +41,7 @@ from canal_udp.control.subnet_env import replace_file
 from canal_udp.encap.forwarding import Forwarding
 from canal_udp.errors import CanalError
 from canal_udp.logs import event
+from canal_udp.netfilter import Rules
 from canal_udp.rounds import Rounds
 from canal_udp.tunnel.host import AnyMonitor, AnyTun, Host
 from canal_udp.tunnel.sockets import UnderlaySocket
@@ -73,6 +74,15 @@ class _Open:
     monitor: AnyMonitor | None
 
 
+@dataclass(slots=True)
+class _Written:
+    """Rules, what the kernel listed when they had been written, and when to look again."""
+
+    rules: Rules
+    seen: str
+    due: float = 0.0
+
+
 class Hands:
     """See the module's docstring."""
 
@@ -83,6 +93,7 @@ class Hands:
         self._devices: dict[str, _Open] = {}
         self._links: dict[str, Link] = {}
         self._files: dict[str, File] = {}
+        self._rules: _Written | None = None
         self._direct = Direct(())
         self._gateways: frozenset[IPAddress] = frozenset()
         self._changed: set[str] = set()  # names of devices whose namespace announced a change
@@ -111,6 +122,8 @@ class Hands:
                     return await self._do_link(goal)
                 case Direct():
                     return await self._do_direct(goal)
+                case Rules():
+                    await self._do_rules(goal)
                 case Published():
                     return await self._do_published(goal)
                 case File():
@@ -133,6 +146,9 @@ class Hands:
                 case Direct():
                     self._direct = Direct(())
                     await self.blocking(lambda: self._host.route_directly({}))
+                case Rules():
+                    self._rules = None
+                    await self.blocking(lambda: self._host.remove_rules(goal))
                 case File():
                     self._files.pop(goal.key, None)
                     await self.blocking(lambda: goal.path.unlink(missing_ok=True))
@@ -211,6 +227,10 @@ class Hands:
         self._direct = goal
         return [Done(goal), DirectSeen(self._gateways)]
 
+    async def _do_rules(self, goal: Rules) -> None:
+        seen = await self.blocking(lambda: self._host.apply_rules(goal))
+        self._rules = None if goal.none else _Written(goal, seen)
+
     async def _do_published(self, goal: Published) -> list[Event]:
         recursive = await self._recursive(vtep.addr for vtep in goal.forwarding.vteps)
         if recursive:
@@ -266,6 +286,7 @@ class Hands:
             events += await self._look_for_neighbours()
             events += await self._path_mtus(told)
             self._warn_of_rp_filter()
+        events += await self._look_at_rules(now)
         for file in self._files.values():
             if not file.path.exists():
                 events += await self.do(file)
@@ -324,6 +345,20 @@ class Hands:
         except (CanalError, OSError) as error:
             return [Failed(goal, str(error))]
         return [DirectSeen(self._gateways)] if self._gateways != before else []
+
+    async def _look_at_rules(self, now: float) -> list[Event]:
+        """Put the rules back when someone else changed them; nobody announces that."""
+        written = self._rules
+        if written is None or now < written.due:
+            return []
+        written.due = now + written.rules.resync_s
+        try:
+            if await self.blocking(lambda: self._host.look_at_rules(written.rules)) != written.seen:
+                await self._do_rules(written.rules)
+                event(LOG, "warning", "rules.repaired", style=written.rules.style)
+        except (CanalError, OSError) as error:
+            return [Failed(written.rules, str(error))]
+        return []
 
     def _warn_of_rp_filter(self) -> None:
         """Say when the kernel drops what comes in by another way than it would send out; it is not ours to set."""

@@ -59,6 +59,7 @@ from canal_udp.encap.mtu import MTU_MAX, inner_mtu, overhead
 from canal_udp.endpoints import FILE_NAME, Endpoint, dump
 from canal_udp.errors import ConfigError
 from canal_udp.net import TUNNELS, contains
+from canal_udp.netfilter import Rules
 from canal_udp.underlay import Underlay
 
 _POD_SYSCTLS = (
@@ -269,6 +270,7 @@ class Node:
         candidates = direct_candidates(self.peers, self.network)
         if candidates:
             yield Direct(candidates)
+        yield wanted_rules(self.config, self.network, self.lease)
         # not before the peers are known: their pods would be called unreachable
         if self._agenda.get(f"device {HOST}") is not None and self.leases is not None:
             yield Published(forwarding)
@@ -410,7 +412,12 @@ class Node:
     def _subnet_env(self) -> SubnetEnv:
         assert self.network is not None and self.lease is not None
         return SubnetEnv(
-            self.network.network, self.lease.subnet, self.network.network6, self.lease.subnet6, self.mtu_bytes
+            self.network.network,
+            self.lease.subnet,
+            self.network.network6,
+            self.lease.subnet6,
+            self.mtu_bytes,
+            self.config.ip_masq,
         )
 
     # what others may know
@@ -490,6 +497,15 @@ class Node:
     def goals(self) -> tuple[Goal, ...]:
         """Everything that is true now because of us, in the order in which it became so."""
         return self._agenda.true
+
+
+def wanted_rules(config: DaemonConfig, network: NetworkConfig, lease: Lease) -> Rules:
+    """The netfilter rules that this node needs; none are a wish, too: an earlier daemon may have left some."""
+    wish = config.netfilter
+    forward = config.ip_masq if wish.forward is None else wish.forward
+    whole = {one.version: one for one in network.networks}
+    pairs = tuple((whole[one.version], one) for one in lease.prefixes if one.version in whole)
+    return Rules(wish.style, pairs, config.ip_masq, forward, wish.random, wish.resync_s)
 
 
 def _alone(address: IPAddress) -> IPInterface:

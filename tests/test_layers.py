@@ -18,7 +18,7 @@ NATIVE = ROOT / "native"
 # ---- Python: a module imports from layers above it in this list, and from its own -----------------------------------
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "net", "logs"),
+    ("errors", "net", "netfilter", "logs"),
     ("config", "readings", "control", "cni", "encap", "endpoints", "underlay", "policy", "identity", "flannel"),
     ("node", "actions", "agenda", "rounds"),
     ("_abi", "encap.fib", "tunnel"),
@@ -45,7 +45,19 @@ DOORS: dict[str, tuple[str, ...]] = {
     "msgspec": ("",),
 }
 PURE = (
-    *("errors", "net", "config", "readings", "endpoints", "underlay", "node", "actions", "agenda", "rounds"),
+    *(
+        "errors",
+        "net",
+        "netfilter",
+        "config",
+        "readings",
+        "endpoints",
+        "underlay",
+        "node",
+        "actions",
+        "agenda",
+        "rounds",
+    ),
     *("control.lease", "control.peers", "control.network", "control.path_mtu", "encap.", "policy."),
     *("control.objects", "control.publication", "control.saved"),
     *("cni.naming", "cni.request", "cni.result", "cni.spec", "flannel.flags", "flannel.plan"),

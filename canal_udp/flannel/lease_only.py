@@ -29,6 +29,8 @@ from canal_udp.daemon_store import Keeper
 from canal_udp.errors import CanalError
 from canal_udp.logs import event
 from canal_udp.net import printable
+from canal_udp.node import wanted_rules
+from canal_udp.tunnel import netfilter
 from canal_udp.underlay import Underlay
 
 LOG = logging.getLogger("canal.flanneld")
@@ -120,6 +122,8 @@ class LeaseOnly:
         )
         if self._commands.post and self._network.encap == "extension":
             await _run(self._commands.post, self._about_us(lease))
+        rules = wanted_rules(self._config, self._network, lease)
+        await asyncio.to_thread(netfilter.apply, rules)
         write(self._config.subnet_file, env.text())
         if not self.announced:
             self.announced = True

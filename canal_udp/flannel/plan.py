@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from canal_udp.config import DaemonConfig, Setting, combine, from_environment, option
+from canal_udp.config import DaemonConfig, Netfilter, Setting, combine, from_environment, option
 from canal_udp.control.network import NetworkConfig
 from canal_udp.errors import CanalError, ConfigError
 from canal_udp.flannel.flags import FLAGS, Options
@@ -61,11 +61,14 @@ def daemon_config(options: Options, environ: Mapping[str, str]) -> DaemonConfig:
         raise ConfigError("Invalid subnet-lease-renew-margin option, out of acceptable range")
     if options.switch("kube-subnet-mgr") and not re.fullmatch(r"[+-]?\d+", environ.get("EVENT_QUEUE_DEPTH", "5000")):
         raise ConfigError("must be a whole number", source="EVENT_QUEUE_DEPTH")
+    if options.number("iptables-resync") < 1:
+        raise ConfigError("must be at least 1", source="-iptables-resync")
     settings = from_environment(environ)
     for flag, name in _SAME.items():
         if options.given(flag):
             settings[name] = _setting(options, flag, name)
     given: dict[str, Any] = {
+        "ip_masq": options.switch("ip-masq"),
         "subnet_file": subnet_file(options),
         "lease_ttl_s": LEASE_TTL_S,
         "lease_renew_margin_s": 60 * options.number("subnet-lease-renew-margin"),
@@ -73,12 +76,20 @@ def daemon_config(options: Options, environ: Mapping[str, str]) -> DaemonConfig:
     }
     for name, value in given.items():
         settings.setdefault(name, Setting(value, "flanneld"))
+    if options.given("ip-masq"):
+        settings["ip_masq"] = Setting(given["ip_masq"], "-ip-masq")
     for name, base in (("run_dir", RUN_DIR), ("state_dir", STATE_DIR)):
         settings.setdefault(name, Setting(base / _instance(options), "flanneld"))
     stores = {flag.name for flag in FLAGS if flag.name.startswith("etcd-")} | {"kube-subnet-mgr"}
     if "store" not in settings or any(options.given(name) for name in stores):
         settings["store"] = Setting(_store(options), "flanneld")
-    return combine(settings)
+    netfilter = Netfilter(
+        style="flannel-iptables",
+        forward=options.switch("iptables-forward-rules"),
+        random=not options.switch("ip-masq-fully-random-disable"),
+        resync_s=options.number("iptables-resync"),
+    )
+    return replace(combine(settings), netfilter=netfilter)
 
 
 def subnet_file(options: Options) -> Path:
@@ -91,6 +102,8 @@ def with_backend(config: DaemonConfig, network: NetworkConfig) -> DaemonConfig:
 
     Raises   BackendRefused with the backend to use instead.
     """
+    if network.nftables:
+        config = replace(config, netfilter=replace(config.netfilter, style="flannel-nft"))
     if network.encap in LEASE_ONLY:
         return config
     names = {"udp": "flannel0", "vxlan": f"flannel.{network.vni}", "host-gw": config.host_ifname}

@@ -14,6 +14,7 @@ from ipaddress import IPv4Address
 
 from canal_udp.actions import IPAddress, IPNetwork, Link, Sockets
 from canal_udp.errors import DeviceError
+from canal_udp.netfilter import Rules
 from canal_udp.tunnel.netns import OWN
 from canal_udp.tunnel.sockets import UnderlaySocket
 from canal_udp.underlay import Underlay, Wish
@@ -100,6 +101,7 @@ class FakeHost:
     namespaces: dict[str, int] = field(default_factory=dict)  # path -> number of the namespace
     recursive: frozenset[IPAddress] = frozenset()
     neighbours: frozenset[IPAddress] = frozenset()
+    rules: Rules | None = None
     direct: dict[IPNetwork, IPAddress] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)  # method -> problem
     sysctls: dict[str, str] = field(default_factory=dict)
@@ -196,6 +198,20 @@ class FakeHost:
         self._fail("route_directly")
         self.direct = {subnet: gateway for subnet, gateway in routes.items() if gateway in self.neighbours}
         return frozenset(self.direct.values())
+
+    def apply_rules(self, rules: Rules) -> str:
+        """Take the rules."""
+        self._fail("apply_rules")
+        self.rules = rules
+        return self.look_at_rules(rules)
+
+    def look_at_rules(self, rules: Rules) -> str:
+        """Return what is there."""
+        return str(self.rules)
+
+    def remove_rules(self, rules: Rules) -> None:
+        """Have no rules."""
+        self.rules = None
 
     def sysctl(self, path: str) -> str:
         """Return a sysctl that the test set."""

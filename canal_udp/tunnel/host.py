@@ -12,7 +12,8 @@ from typing import Protocol
 
 from canal_udp.actions import IPAddress, IPNetwork, Link, Sockets
 from canal_udp.errors import DeviceError
-from canal_udp.tunnel import netlink, netns
+from canal_udp.netfilter import Rules
+from canal_udp.tunnel import netfilter, netlink, netns
 from canal_udp.tunnel.device import Tun, open_tun
 from canal_udp.tunnel.echo import EchoSocket
 from canal_udp.tunnel.netlink import Monitor, Netlink
@@ -66,6 +67,9 @@ class Host(Protocol):
     def leading_into(self, ifname: str, addresses: frozenset[IPAddress]) -> frozenset[IPAddress]: ...
     def path_mtu(self, address: IPAddress) -> int: ...
     def route_directly(self, routes: Mapping[IPNetwork, IPAddress]) -> frozenset[IPAddress]: ...
+    def apply_rules(self, rules: Rules) -> str: ...
+    def look_at_rules(self, rules: Rules) -> str: ...
+    def remove_rules(self, rules: Rules) -> None: ...
     def sysctl(self, path: str) -> str: ...
     def restore_sysctl(self, path: str, value: str) -> None: ...
 
@@ -141,6 +145,18 @@ class RealHost:
     def route_directly(self, routes: Mapping[IPNetwork, IPAddress]) -> frozenset[IPAddress]:
         """Have routes to the subnets of those peers that are on our own link; returns their addresses."""
         return netlink.reconcile_direct(routes)
+
+    def apply_rules(self, rules: Rules) -> str:
+        """Make netfilter rules hold; returns what a look will show."""
+        return netfilter.apply(rules)
+
+    def look_at_rules(self, rules: Rules) -> str:
+        """Return what is there of them."""
+        return netfilter.look(rules)
+
+    def remove_rules(self, rules: Rules) -> None:
+        """Have none of them."""
+        netfilter.remove(rules)
 
     def sysctl(self, path: str) -> str:
         """Read a sysctl of this namespace."""

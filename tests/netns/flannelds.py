@@ -70,10 +70,16 @@ def flanneld(nodes: Nodes, netns: str, *flags: str, name: str = "", **environ: s
 
 
 def configure(
-    nodes: Nodes, backend: str = "vxlan", *, store: str = "store.db", network: str = NETWORK, **more: object
+    nodes: Nodes,
+    backend: str = "vxlan",
+    *,
+    store: str = "store.db",
+    network: str = NETWORK,
+    nftables: bool = False,
+    **more: object,
 ) -> None:
     """Write the network config, as an administrator does for flannel."""
-    text = json.dumps({"Network": network, "Backend": {"Type": backend, **more}})
+    text = json.dumps({"Network": network, "EnableNFTables": nftables, "Backend": {"Type": backend, **more}})
 
     async def write() -> None:
         opened = SqliteStore(nodes.directory / store)
