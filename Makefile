@@ -15,12 +15,12 @@ C_TESTS := $(shell grep -lE '(_abi|dataplane|stages|bed) import' tests/test_*.py
 
 export FUZZ_SECONDS ?= 60
 
-.PHONY: help build check test lab bench asan fuzz clean needs-check needs-test needs-lab needs-bench
+.PHONY: help build check test test-cni lab bench asan fuzz clean needs-check needs-test needs-cni needs-lab needs-bench
 
 help:
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 
-needs-check needs-test needs-lab needs-bench: needs-%:
+needs-check needs-test needs-cni needs-lab needs-bench: needs-%:
 	@tools/install-deps build $*
 
 build: build/.native ## .venv with the project installed (editable)
@@ -51,10 +51,13 @@ check: needs-check build ## style, types, C warnings and lint, layers, unit test
 	@echo "gcc $(C_CHECK)"
 	@for file in $(C_FILES); do gcc $(C_CHECK) -I native -c -o /dev/null $$file; done
 	cppcheck -q --std=c11 --enable=warning,performance,portability --inline-suppr --error-exitcode=1 -D_GNU_SOURCE -I native native
-	$(PYTEST) -q --ignore=tests/netns tests
+	$(PYTEST) -q --ignore=tests/netns --ignore=tests/cni tests
 
 test: needs-test build ## every test, with real packets between network namespaces (root)
 	@trap tools/give-back EXIT; $(PYTEST) tests
+
+test-cni: needs-cni build ## the CNI plug-in under the runtimes' library, with neighbours and faults (root)
+	@trap tools/give-back EXIT; CNI_KILLS=$${CNI_KILLS:-1000} $(PYTEST) --timeout 3600 tests/cni tests/netns/test_cni.py
 
 lab: needs-lab build ## three hosts, six pods, real daemons and traffic on this machine (root)
 	@trap tools/give-back EXIT; $(VENV)/bin/canal lab demo

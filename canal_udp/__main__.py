@@ -22,6 +22,7 @@ COMMANDS = {
     "endpoints": "state",
     "flows": "state",
     "drops": "state",
+    "cni": "cni",
     "lease": "store",
     "network": "store",
     "policy": "policy",

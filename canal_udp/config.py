@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from canal_udp.cni.conflist import CHAINABLE
 from canal_udp.control.network import NetworkConfig
 from canal_udp.errors import ConfigError
 from canal_udp.net import (
@@ -65,6 +66,8 @@ class DaemonConfig:
     run_dir: Path = Path("/run/canal")
     state_dir: Path = Path("/var/lib/canal")
     subnet_file: Path = Path("/run/flannel/subnet.env")
+    cni_conf_dir: Path | None = None
+    cni_chain: tuple[str, ...] = ()
     host_ifname: str = "canal0"
     vni: int = VNI_DEFAULT
     port: int = 0  # UDP; 0: the encapsulation's
@@ -239,6 +242,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("run_dir", "sockets and files of the running daemon", metavar="DIR", parse=_path),
     Option("state_dir", "what survives a reboot", metavar="DIR", parse=_path),
     Option("subnet_file", "the subnet.env that other programs read", metavar="FILE", parse=_path),
+    Option("cni_conf_dir", "write a CNI configuration here once packets are forwarded", metavar="DIR", parse=_path),
+    Option("cni_chain", "CNI plug-in that is called after ours, as portmap", "list", "TYPE", _one_of(*CHAINABLE)),
     Option("host_ifname", "name of the host's TUN device", metavar="NAME", parse=_ifname),
     Option("vni", "VXLAN network identifier", "number", "N", high=VNI_MAX),
     Option("port", "UDP port; 0: 8285 for udp, 8472 for vxlan", "number", "N", high=65535),

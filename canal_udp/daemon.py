@@ -132,8 +132,9 @@ class Daemon:
         self.objects = ObjectKeeper(self._store, config, self._name, self.node, self._on_objects)
         self.prober = PathProber(host, self.node, config.mtu_probe_s, self.apply, now)
         endpoints = Endpoints(self)
-        self._server = Server(Service(self, endpoints))
-        self._cni = daemon_cni.Server(daemon_cni.Cni(self, endpoints))
+        cni = daemon_cni.Cni(self, endpoints)
+        self._server = Server(Service(self, endpoints, cni))
+        self._cni = daemon_cni.Server(cni)
         self._health = PageServer(health_pages(self.checks))
         self._ready = False
 
@@ -142,7 +143,7 @@ class Daemon:
     async def start(self) -> None:
         """Take over what an earlier daemon left, and begin."""
         self.dataplane.start()
-        for name in await self.hands.blocking(self._vanished):
+        for name in await self.hands.blocking(self.vanished):
             await self.apply(NamespaceGone(name))
         await self.apply(await self.hands.underlay(self.wish))
         asyncio.get_running_loop().add_reader(self.dataplane.events_fd, self._on_dataplane_events)
@@ -380,7 +381,7 @@ class Daemon:
             return "starting"
         return "degraded" if self.reasons() else "ready"
 
-    def _vanished(self) -> list[str]:
+    def vanished(self) -> list[str]:
         """Endpoints whose namespace went while no daemon ran, or whose path another namespace took."""
         return [one.name for one in self.node.endpoints.values() if not self._stands(one)]
 

@@ -29,6 +29,7 @@ from canal_udp.tunnel.netns import OWN, resolve
 
 if TYPE_CHECKING:
     from canal_udp.daemon import Daemon
+    from canal_udp.daemon_cni import Cni
 
 LOG = logging.getLogger("canal.api")
 IDLE_S = 30.0
@@ -65,9 +66,8 @@ class Server:
 class Service:
     """The operations."""
 
-    def __init__(self, daemon: Daemon, endpoints: Endpoints) -> None:
-        self._daemon = daemon
-        self._known = endpoints
+    def __init__(self, daemon: Daemon, endpoints: Endpoints, cni: Cni) -> None:
+        self._daemon, self._known, self._cni = daemon, endpoints, cni
         self._operations: dict[str, Operation] = {
             "status": self._status,
             "peers": self._peers,
@@ -78,6 +78,7 @@ class Service:
             "detach": self._detach,
             "label": self._label,
             "lease_list": self._lease_list,
+            "cni_gc": self._cni_gc,
         }
 
     async def answer(self, request: Request) -> Any:
@@ -232,6 +233,14 @@ class Service:
             labels = change_labels(found.labels, changes)
             await self._daemon.apply(Attach(replace(found, labels=labels)))
         return self._endpoint_row(self._daemon.node.endpoints[name])
+
+    async def _cni_gc(self, request: Request) -> list[str]:
+        valid = request.get("valid")
+        if valid is None:
+            return await self._cni.collect(None)
+        if not isinstance(valid, list) or not all(isinstance(one, list) and len(one) == 3 for one in valid):
+            raise RequestError("valid: not a list of network, container id and interface")
+        return await self._cni.collect({(str(one[0]), str(one[1]), str(one[2])) for one in valid})
 
     def _endpoint_row(self, one: Endpoint) -> dict[str, Any]:
         node = self._daemon.node

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -164,12 +164,28 @@ class Cni:
         return await self._blocking(lambda: self._daemon.host.lacks(link))
 
     async def _gc(self, call: Call) -> Body:
-        valid = valid_attachments(call)
+        valid = {(call.network, *one) for one in valid_attachments(call)}
         async with self._endpoints.alone:
-            for one in naming.not_valid(call, self._endpoints.all(), valid):
-                await self._endpoints.detach(one)
-                event(LOG, "info", "pod.collected", name=one.name, attachment=one.attachment)
+            network = [one for one in self._endpoints.all() if one.attachment.startswith(f"{call.network}/")]
+            await self._collect(naming.unknown(network, valid))
         return None
+
+    async def collect(self, valid: Set[tuple[str, str, str]] | None) -> list[str]:
+        """Disconnect what is gone, and what is not valid if anybody says what is; returns the names."""
+        await self.empty_spool()
+        vanished = await self._blocking(self._daemon.vanished)
+        async with self._endpoints.alone:
+            known = self._endpoints.all()
+            gone = {one.name: one for one in known if one.name in vanished}
+            if valid is not None:
+                gone |= {one.name: one for one in naming.unknown(known, valid)}
+            await self._collect(gone.values())
+        return sorted(gone)
+
+    async def _collect(self, gone: Iterable[Endpoint]) -> None:
+        for one in gone:
+            await self._endpoints.detach(one)
+            event(LOG, "info", "pod.collected", name=one.name, attachment=one.attachment)
 
     async def _status(self, call: Call) -> Body:
         daemon = self._daemon

@@ -47,6 +47,7 @@ from canal_udp.actions import (
     UnderlaySeen,
 )
 from canal_udp.agenda import Agenda
+from canal_udp.cni.conflist import CONFIG_NAME, NETWORK, conflist
 from canal_udp.config import DaemonConfig, with_network
 from canal_udp.control.lease import Lease
 from canal_udp.control.network import NetworkConfig
@@ -276,6 +277,9 @@ class Node:
             yield Published(forwarding)
         if self.published:
             yield File(self.config.subnet_file, self._subnet_env().text(), 0o644)
+            if self.config.cni_conf_dir is not None:
+                text = conflist(NETWORK, self.config.cni_chain)
+                yield File(self.config.cni_conf_dir / CONFIG_NAME, text, 0o644)
 
     @property
     def mtu_bytes(self) -> int:

@@ -60,7 +60,7 @@ PURE = (
     ),
     *("control.lease", "control.peers", "control.network", "control.path_mtu", "encap.", "policy."),
     *("control.objects", "control.publication", "control.saved"),
-    *("cni.naming", "cni.request", "cni.result", "cni.spec", "flannel.flags", "flannel.plan"),
+    *("cni.conflist", "cni.naming", "cni.request", "cni.result", "cni.spec", "flannel.flags", "flannel.plan"),
 )
 EFFECTS = {"asyncio", "socket", "subprocess", "threading", "time", "os", "fcntl", "signal", "select"}
 

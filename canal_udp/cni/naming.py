@@ -55,14 +55,9 @@ def refuse_duplicate(call: Call, endpoints: Iterable[Endpoint]) -> None:
         )
 
 
-def not_valid(call: Call, endpoints: Iterable[Endpoint], valid: Set[tuple[str, str]]) -> list[Endpoint]:
-    """Return the endpoints of a network that a runtime does not know any more; those attached by hand are not its."""
-    found = []
-    for one in endpoints:
-        network, _, container_id = one.attachment.partition("/")
-        if network == call.network and (container_id, one.ifname) not in valid:
-            found.append(one)
-    return found
+def unknown(endpoints: Iterable[Endpoint], valid: Set[tuple[str, str, str]]) -> list[Endpoint]:
+    """Return the endpoints of runtimes that are not in what they know: network, container id, interface."""
+    return [one for one in endpoints if one.attachment and (*one.attachment.split("/"), one.ifname) not in valid]
 
 
 def _short(container_id: str) -> str:
