@@ -42,7 +42,7 @@ from canal_udp.config import DaemonConfig, parse_listen
 from canal_udp.control.acquire import Claim, Previous
 from canal_udp.control.bell import rung
 from canal_udp.control.store import open_store
-from canal_udp.control.subnet_env import previous_subnets, read
+from canal_udp.control.subnet_env import previous_subnets, read, sweep
 from canal_udp.daemon_api import Server, Service
 from canal_udp.daemon_endpoints import Endpoints
 from canal_udp.daemon_hands import Hands
@@ -142,6 +142,8 @@ class Daemon:
 
     async def start(self) -> None:
         """Take over what an earlier daemon left, and begin."""
+        for folder in (self.config.state_dir, self.config.run_dir):
+            sweep(folder)
         self.dataplane.start()
         for name in await self.hands.blocking(self.vanished):
             await self.apply(NamespaceGone(name))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from canal_udp.control.subnet_env import SubnetEnv, previous_subnets, read, replace_file, write
+from canal_udp.control.subnet_env import SubnetEnv, previous_subnets, read, replace_file, sweep, write
 
 V4 = (IPv4Network("10.42.0.0/16"), IPv4Network("10.42.5.0/24"))
 V6 = (IPv6Network("2001:cafe:42::/56"), IPv6Network("2001:cafe:42:5::/64"))
@@ -74,3 +74,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 def test_read_of_what_is_not_there(tmp_path: Path) -> None:
     assert read(tmp_path / "none") == ""
     assert read(tmp_path) == ""
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
+    gone, ours, other = (tmp_path / name for name in (f".a.json.{2**22 + 1}", f".b.json.{os.getpid()}", ".c.json"))
+    for path in (gone, ours, other):
+        path.touch()
+    sweep(tmp_path)
+    assert (gone.exists(), ours.exists(), other.exists()) == (False, True, True)

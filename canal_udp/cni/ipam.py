@@ -179,6 +179,7 @@ class Ipam:
         """Read the file if there is one. Names with addresses of other subnets keep them until they are released."""
         self._path = path
         self._pool = Pool(subnet, subnet6, rest_s=rest_s)
+        _temporary(path).unlink(missing_ok=True)
         content = _read(path)
         if content is not None:
             try:
@@ -222,7 +223,7 @@ class Ipam:
 def write_file(path: Path, content: bytes) -> None:
     """Replace a file so that a crash at any moment leaves the old content or the new, mode 0600."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = _temporary(path)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         with open(fd, "wb", closefd=False) as file:
@@ -236,6 +237,10 @@ def write_file(path: Path, content: bytes) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):

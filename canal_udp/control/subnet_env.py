@@ -87,6 +87,14 @@ def replace_file(path: Path, content: bytes, mode: int, *, durable: bool = True)
         raise
 
 
+def sweep(folder: Path) -> None:
+    """Remove what `replace_file` of killed processes left in a directory."""
+    for path in folder.glob(".*"):
+        process = path.suffix[1:]
+        if process.isdecimal() and not Path("/proc", process).exists():
+            path.unlink(missing_ok=True)
+
+
 def _first(subnet: IPv4Network | IPv6Network) -> str:
     return f"{first_host(subnet)}/{subnet.prefixlen}"
 
