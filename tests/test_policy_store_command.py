@@ -226,3 +226,25 @@ def test_what_cannot_be_understood_is_kept_by_its_version(run: Run, tmp_path: Pa
     other = f"{CALICO}\nkind: IPPool\nmetadata: {{name: pool}}"
     status, out, err = run("apply", "-f", write(tmp_path / "a.yaml", WEB, other))
     assert status == 0 and "x/web created" in out and "IPPool says nothing about verdicts" in err
+
+
+PODS = """
+{apiVersion: v1, kind: Pod, metadata: {name: a, namespace: x, labels: {app: web}}, status: {podIP: 10.0.0.1}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: b, namespace: y}, status: {podIP: 10.0.0.2}}
+"""
+
+
+def test_apply_refuses_when_a_test_of_the_files_would_fail_in_the_cluster(run: Run, url: str, tmp_path: Path) -> None:
+    run("apply", "-f", write(tmp_path / "pods.yaml", PODS))
+    tests = "tests: [{name: open, allow: [{from: y/b, to: x/a, port: 80}]}]"
+    good, bad = write(tmp_path / "good.yaml", WEB, tests), write(tmp_path / "bad.yaml", np("x", "{}", ""), tests)
+    before = entries(url)
+    status, out, err = run("apply", "-f", bad)
+    assert (status, out) == (1, "") and entries(url) == before
+    assert f"{bad}:6: error: test 'open'" in err and "nothing is changed (--force" in err
+    assert run("apply", "-f", good)[0] == 0
+    assert run("apply", "-f", bad)[1] == "KubernetesNetworkPolicy x/p created\n", "policies of the cluster count, too"
+    run("delete", "-f", good)
+    assert run("apply", "-f", bad)[0] == 1
+    assert run("apply", "-f", bad, "--force")[0] == 0

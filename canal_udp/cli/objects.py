@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from canal_udp.cli.output import print_json, print_table, text
+from canal_udp.cli.output import print_json, print_table
 from canal_udp.cli.store import add_store, with_store
 from canal_udp.errors import ConfigError, RequestError, StoreConflict, UsageError
 
 if TYPE_CHECKING:
     from canal_udp.control.objects import ObjectKey
-    from canal_udp.control.store import Entry, Store
+    from canal_udp.control.store import Entry, Snapshot, Store
     from canal_udp.policy.load import Loaded
     from canal_udp.policy.model import LabelSelector, Policy
 
 _APPLY = """Write the objects of some files into the store: policies, tiers, sets, namespaces, and what else policies
-look at. All files are checked first: with an error in one nothing is written. All nodes know within a second."""
+look at. All files are checked first: with an error in one nothing is written, nor when a test of the files would fail
+in the cluster as it then is (see `canal policy test`). All nodes know within a second."""
 _DELETE = "Remove the objects that some files hold, or one by its kind and name, from the store."
 _KIND = "such as NetworkPolicy, GlobalNetworkPolicy, Tier; NetworkPolicy.projectcalico.org is Calico's"
 _COLUMNS = ("kind", "namespace", "name", "tier", "order", "selector", "rules", "state")
@@ -29,6 +29,7 @@ def register_actions(actions: argparse._SubParsersAction[argparse.ArgumentParser
     """Add the commands below `canal policy`."""
     apply = actions.add_parser("apply", help="write objects into the store", description=_APPLY)
     _add_files(apply, required=True)
+    apply.add_argument("--force", action="store_true", help="also when tests of the files fail")
     add_store(apply)
     apply.set_defaults(handler=_apply)
     delete = actions.add_parser("delete", help="remove objects from the store", description=_DELETE)
@@ -81,11 +82,33 @@ def _apply(arguments: argparse.Namespace) -> int:
     wanted.sort(key=lambda one: ("Policy" in one[0].kind, one[0]))  # what policies look at is there before they are
 
     async def write(store: Store) -> list[tuple[ObjectKey, str]]:
-        there = {entry.key: entry for entry in (await store.list("policies")).entries}
+        listed = await store.list("policies")
+        if loaded.tests and not arguments.force:
+            _run_tests(loaded, (await store.list("endpoints"), listed), {str(key): value for key, value, _ in wanted})
+        there = {entry.key: entry for entry in listed.entries}
         return [(key, await _put(store, key, value, document, there.get(str(key)))) for key, value, document in wanted]
 
     _tell(with_store(arguments, write), arguments.json)
     return 0
+
+
+def _run_tests(loaded: Loaded, before: tuple[Snapshot, Snapshot], wanted: Mapping[str, bytes]) -> None:
+    """Run the tests of the files in the cluster that would be; RequestError if one fails."""
+    from canal_udp.cli.policy_files import tell
+    from canal_udp.control.store import Batch, Entry
+    from canal_udp.policy.cluster import Cluster
+    from canal_udp.policy.policy_tests import failed_tests
+
+    cluster, (endpoints, policies) = Cluster(), before
+    cluster.apply(endpoints, "endpoints")
+    cluster.apply(policies, "policies")
+    revision = policies.revision + 1
+    cluster.apply(Batch(revision, tuple(Entry(key, wanted[key], revision, revision) for key in wanted)), "policies")
+    failed = failed_tests(cluster.state(), loaded.tests)
+    tell(failed)
+    if failed:
+        count = f"{len(failed)} {'test fails' if len(failed) == 1 else 'tests fail'}"
+        raise RequestError(f"{count}; nothing is changed (--force applies all the same)")
 
 
 async def _put(store: Store, key: ObjectKey, value: bytes, document: object, entry: Entry | None) -> str:
@@ -137,11 +160,10 @@ def _keys_of_files(files: Iterable[str]) -> list[ObjectKey]:
 
 def _load(files: Iterable[str]) -> Loaded:
     """Read files that must be without errors, and hold something."""
-    from canal_udp.cli.policy_files import load_files
+    from canal_udp.cli.policy_files import load_files, tell
 
     loaded = load_files(files)
-    for problem in loaded.problems:
-        print(f"canal: {text(str(problem))}", file=sys.stderr)
+    tell(loaded.problems)
     if errors := loaded.errors:
         raise UsageError(f"{len(errors)} {'error' if len(errors) == 1 else 'errors'}; nothing is changed")
     if not loaded.written:
