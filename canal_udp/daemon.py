@@ -309,13 +309,15 @@ class Daemon:
         found = self.dataplane.events()
         mtus = {one.addr: one.value for one in found if one.kind == "mtu" and one.addr is not None}
         events: list[Event] = [MtuLearned(address, value) for address, value in mtus.items()]
+        for address in {one.addr for one in found if one.kind == "stalled" and one.addr is not None}:
+            self.prober.suspect(address)
         for one in found:
-            if one.kind != "mtu":
+            if one.kind not in ("mtu", "stalled"):
                 event(LOG, "warning", f"dataplane.{one.kind}", port=one.port, value=one.value)
+                self._wake()
             goal = self.hands.of_port(one.port) if one.kind == "port_error" else None
             if goal is not None:
                 events.append(Failed(goal, f"{goal.key}: {os.strerror(one.value)}"))
-        self._wake()
         if events:
             self._spawn(self.apply(*events), "dataplane events", watched=False)
 

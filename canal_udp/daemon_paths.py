@@ -43,6 +43,11 @@ class PathProber:
         """Whether the MTU towards a peer was verified."""
         return self._mtus.knowledge(address)
 
+    def suspect(self, address: IPAddress) -> None:
+        """Ask at once what a path carries: a connection sends its large packets again."""
+        self._mtus.suspect(address, self._clock())
+        self._wake.set()
+
     def notice(self) -> None:
         """Look whether the node has other paths now."""
         if self._known is not self._node.paths:

@@ -49,7 +49,7 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something the data plane found out: "mtu", "gso_fallback", "port_error", "lost"."""
+    """Something the data plane found out: "mtu", "gso_fallback", "port_error", "lost", "stalled"."""
 
     kind: str
     addr: Address | None

@@ -239,7 +239,8 @@ enum canal_event_kind {
 	CANAL_EVENT_MTU = 1,          /* value = bytes of the largest outer packet to addr                        */
 	CANAL_EVENT_GSO_FALLBACK = 2, /* port lost UDP_SEGMENT; value = errno                                     */
 	CANAL_EVENT_PORT_ERROR = 3,   /* port's fd failed; value = errno                                          */
-	CANAL_EVENT_LOST = 4          /* value = events that did not fit the ring                                 */
+	CANAL_EVENT_LOST = 4,         /* value = events that did not fit the ring                                 */
+	CANAL_EVENT_STALLED = 5       /* a flow to addr sends large packets again: does the path carry them?      */
 };
 struct canal_event { uint8_t addr[16]; uint32_t kind; uint32_t id; uint32_t value; uint32_t port; };
 

@@ -24,7 +24,7 @@
 #include "tx.h"
 #include "vnet.h"
 
-enum { TCP_SYN = 2, MSS_OPTION = 2, MSS_OPTION_SIZE = 4 };
+enum { TCP_SEQ = 4, TCP_SYN = 2, MSS_OPTION = 2, MSS_OPTION_SIZE = 4 };
 
 /* Make sure that the next takes, `size` bytes in all, need no flush between them. */
 static void heads_reserve(struct worker *w, uint32_t size)
@@ -254,6 +254,17 @@ static void clamp_syn(const struct worker *w, struct packet *p)
 		clamp_mss(p, w->tables->vteps[p->in & CANAL_TARGET_INDEX].mtu_bytes);
 }
 
+/* Is that a large packet that was sent before? The path may have swallowed it. */
+static void note_stall(struct worker *w, struct port *port, const struct canal_vtep *vtep, const struct packet *p, uint32_t size)
+{
+	uint32_t header = (uint32_t)p->flow.l4_offset + p->flow.l4_size;
+
+	if (p->flow.proto != IPPROTO_TCP || size <= vtep->mtu_bytes / 2u || p->total <= header || (p->flow.flags & CANAL_FLOW_FRAG))
+		return;
+	if (unlikely(stall_again(&w->stall, p->hash, load_be32(p->data + p->flow.l4_offset + TCP_SEQ), p->total - header, w->now_ms)))
+		worker_event(w, CANAL_EVENT_STALLED, port, vtep->addr, 0);
+}
+
 static void emit_tunnel(struct worker *w, struct packet *p)
 {
 	uint32_t index = p->out & CANAL_TARGET_INDEX;
@@ -278,6 +289,7 @@ static void emit_tunnel(struct worker *w, struct packet *p)
 		}
 		return;
 	}
+	note_stall(w, port, vtep, p, size);
 	if (gso) {
 		tunnel_segments(w, port, index, tos, p);
 		return;

@@ -29,6 +29,7 @@
 #include "gso.h"
 #include "icmp.h"
 #include "packet.h"
+#include "stall.h"
 
 enum {
 	READ_BYTES = CANAL_PACKET_MAX + 1,                         /* one receive buffer, headroom excluded            */
@@ -120,6 +121,7 @@ struct worker {
 	bool inserted;                  /* this batch made an entry: earlier lookups of it may be stale */
 	bool stumbled;                  /* a read of this turn failed, and may fail again at once */
 	struct coalescer coalescer;
+	struct stall stall;
 	uint32_t heads_used;
 	uint32_t n_dirty;               /* sockets whose queue holds messages */
 	uint32_t dirty[TX_SETS * TX_PORTS_MAX];

@@ -199,7 +199,7 @@ def test_names_are_those_of_the_header(world: World) -> None:
     assert {"rx_pod", "originated", "wakeups"} <= set(world.dp.counters())
     assert list(world.dp.counters()) == list(COUNTERS)
     assert list(world.dp.drops()) == [name for name in DROPS if name != "none"]
-    assert {"mtu", "gso_fallback", "port_error", "lost"} == set(EVENT_KINDS.values())
+    assert {"mtu", "gso_fallback", "port_error", "lost", "stalled"} == set(EVENT_KINDS.values())
 
 
 def test_ports_come_and_go(world: World) -> None:

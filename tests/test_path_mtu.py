@@ -78,6 +78,43 @@ def test_a_black_hole_that_appears_later() -> None:
     assert world.found[0][1].mtu_bytes > 1300 - CLOSE_ENOUGH
 
 
+def test_a_suspicion_is_looked_into_at_once() -> None:
+    """A black hole is found before a connection that fell into it sends for the third time (0.2 s, 0.6 s)."""
+    world = World(up_to(9000))
+    world.run(30.3)
+    world.carries = up_to(1300)
+    began = world.now
+    world.mtus.suspect(PATH.address, world.now)
+    world.run(0.35)
+    assert world.found and world.found[0][0] - began < 0.35
+    assert world.found[0][1].mtu_bytes > 1300 - CLOSE_ENOUGH
+
+
+def test_suspicions_do_not_add_up() -> None:
+    world = World(up_to(9000))
+    world.run(30)
+    before = len(world.sent)
+    for _ in range(100):
+        world.mtus.suspect(PATH.address, world.now)
+        world.mtus.suspect(ip_address("192.0.2.77"), world.now)
+        world.run(0.01)
+    assert len(world.sent) - before <= 2 * (1 / 0.1 + 2)
+    assert (world.knowledge(), world.found) == ("verified", [])
+
+
+def test_answers_that_come_one_by_one_end_no_round() -> None:
+    """A busy host answers late, but one after the other."""
+    mtus, now = PathMtus(INTERVAL_S), 1000.0
+    mtus.know((PATH,), now)
+    while not (probes := mtus.step(now)[0]):
+        now = mtus.next_at or now
+    mtus.answer(probes[0].number, PATH.target, now + 0.01)
+    assert mtus.next_at is not None and mtus.next_at >= now + 0.01 + 0.05
+    mtus.answer(probes[1].number, PATH.target, now + 0.059)
+    mtus.step(now + 0.059)
+    assert mtus.knowledge(PATH.address) == "verified"
+
+
 def test_a_smaller_mtu_in_use_is_verified_in_turn() -> None:
     world = World(up_to(1300))
     world.run(4)
@@ -91,7 +128,7 @@ def test_a_smaller_mtu_in_use_is_verified_in_turn() -> None:
 def test_who_does_not_answer_tells_nothing(small: bool) -> None:
     """Not even when it goes silent in the middle of a search."""
     world = World(up_to(1300) if small else up_to(0))
-    world.run(1.3 if small else 60)
+    world.run(0.3 if small else 60)
     world.carries = up_to(0)
     world.run(60)
     assert (world.knowledge(), world.found) == ("assumed", [])

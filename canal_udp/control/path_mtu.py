@@ -1,7 +1,7 @@
 """Does the path to each peer carry the packets that we believe it carries? Echoes of full size ask. Pure.
 
 Structure   A round is a set of echoes sent together: always a small one and one of the MTU in use; a search adds sizes
-            in between. It ends when all are answered, or after some round trips.
+            in between. It ends when all are answered, or when no answer came for some round trips.
 
             check ──full size answered──────────► verified ─┐
               │ ──small not answered either─────► assumed ──┴─► after the interval: check
@@ -27,8 +27,9 @@ RUNGS = 12  # sizes that a search asks for together
 CLOSE_ENOUGH = 8  # bytes between the largest that passed and the smallest that did not
 RATE = 20.0  # checks a second, however many peers there are
 TOGETHER_S = 1.0  # checks that are due so close to each other are one wakeup, on the daemon's beat
+SUSPECT_S = 0.1  # what was asked so recently is not asked again for a suspicion
 FIRST_S = 0.2  # a new peer needs a moment to know us
-PATIENCE_S = (0.2, 1.0)  # wait for an answer at least and at most so long,
+PATIENCE_S = (0.05, 1.0)  # wait for the first answer, and for each one after another, at least and at most so long,
 ROUND_TRIPS = 4.0  # ... in between this many of the last round trip
 
 
@@ -109,7 +110,14 @@ class PathMtus:
         state.answered.add(state.asked[number])
         least, most = PATIENCE_S
         state.patience_s = min(max(ROUND_TRIPS * (now - state.sent_at), least), most)
+        state.next_at = now + state.patience_s
         if state.answered == set(state.asked.values()):
+            state.next_at = now
+
+    def suspect(self, address: IPAddress, now: float) -> None:
+        """Check a path now: what is sent there seems to be lost."""
+        state = self._states.get(address)
+        if state is not None and not state.asked and now - state.sent_at >= SUSPECT_S:
             state.next_at = now
 
     def step(self, now: float) -> tuple[list[Probe], list[Found]]:
