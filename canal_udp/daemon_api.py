@@ -119,6 +119,7 @@ class Service:
             "offload": self._offload(plane.gso_off),
             "counters": counters,
             "drops": drops,
+            "errors": daemon.dataplane.errors(),
             "peers": len(node.peers.peers),
             "endpoints": len(node.endpoints),
             "objects": daemon.objects.status(),

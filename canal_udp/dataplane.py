@@ -6,6 +6,7 @@ Threads  every method belongs to the control thread, except where a docstring sa
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import threading
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 COUNTERS = enum_names("enum canal_counter", "CANAL_")
+CALLS = enum_names("enum canal_call", "CANAL_CALL_")
 DROPS = enum_names("enum canal_drop", "CANAL_DROP_")
 CT_STATES = enum_names("enum canal_ct_state", "CANAL_CT_")
 VERDICTS = enum_names("enum canal_verdict", "CANAL_")
@@ -251,6 +253,15 @@ class Dataplane:
         reasons = dict(zip(DROPS, drops.tolist(), strict=True))
         del reasons["none"]
         return dict(zip(COUNTERS, counters.tolist(), strict=True)), reasons
+
+    def errors(self) -> dict[str, int]:
+        """System calls of the worker that failed, as "send ENOBUFS". thread: any."""
+        counts = np.zeros((len(CALLS), lib.CANAL_ERRNO_MAX), np.uint64)
+        raise_for(lib.canal_errors_read(self._open, ffi.from_buffer("uint64_t[]", counts)))
+        return {
+            f"{CALLS[call]} {errno.errorcode.get(number, number)}": int(counts[call, number])
+            for call, number in zip(*(axis.tolist() for axis in counts.nonzero()), strict=True)
+        }
 
     def ports(self) -> list[PortStats]:
         """The ports in use."""

@@ -115,6 +115,10 @@ enum canal_drop {
 	CANAL_DROPS
 };
 
+/* System calls of the worker that failed are counted by call and errno, whatever became of the packets. */
+enum canal_call { CANAL_CALL_READ, CANAL_CALL_RECEIVE, CANAL_CALL_WRITE, CANAL_CALL_SEND, CANAL_CALLS };
+#define CANAL_ERRNO_MAX 134          /* errno values are less                                                    */
+
 enum canal_ct_state {
 	CANAL_CT_NEW, CANAL_CT_REPLIED,   /* everything but TCP                                                  */
 	CANAL_CT_SYN_SENT, CANAL_CT_SYN_RECV, CANAL_CT_ESTABLISHED, CANAL_CT_FIN_WAIT, CANAL_CT_CLOSING,
@@ -284,6 +288,8 @@ int canal_port_add(struct canal_dp *dp, const struct canal_port_config *config, 
 int canal_port_del(struct canal_dp *dp, uint32_t port);
 /* counters: CANAL_COUNTERS, drops: CANAL_DROPS. thread: any. */
 int canal_counters_read(struct canal_dp *dp, uint64_t *counters, uint64_t *drops);
+/* errors: CANAL_CALLS rows of CANAL_ERRNO_MAX. thread: any. */
+int canal_errors_read(struct canal_dp *dp, uint64_t *errors);
 /* stats: one row a port index, n of them. Returns the highest index in use + 1. thread: any. */
 int canal_ports_read(struct canal_dp *dp, struct canal_port_stats *stats, size_t n);
 /* Copy the flows from *cursor on; returns how many, sets *cursor (0 = done). thread: control. */

@@ -5,7 +5,7 @@
  * Structure:  see worker.h.
  * Invariants: a port's row is filled before its state becomes LIVE, and is reused only after the worker has forgotten its flows; rows are
  *             handed out round, so that an old index does not soon name another pod.
- * Threads:    control, but for canal_counters_read, canal_status_read, canal_ports_read (any).
+ * Threads:    control, but for canal_counters_read, canal_errors_read, canal_status_read, canal_ports_read (any).
  */
 #include <errno.h>
 #include <stddef.h>
@@ -294,6 +294,13 @@ int canal_port_del(struct canal_dp *dp, uint32_t index)
 int canal_counters_read(struct canal_dp *dp, uint64_t *counters, uint64_t *drops)
 {
 	counters_read(&dp->worker->counters, counters, drops);
+	return CANAL_OK;
+}
+
+int canal_errors_read(struct canal_dp *dp, uint64_t *errors)
+{
+	for (uint32_t i = 0; i < CANAL_CALLS * CANAL_ERRNO_MAX; i++)
+		errors[i] = atomic_load_explicit(&dp->worker->errors[i / CANAL_ERRNO_MAX][i % CANAL_ERRNO_MAX], memory_order_relaxed);
 	return CANAL_OK;
 }
 

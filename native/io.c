@@ -28,17 +28,31 @@
 
 enum { UDP_BUFFER = CANAL_HEADROOM + READ_BYTES, ERRORS_PER_CALL = 32, FULL_WAIT_MS = 2 };
 
+/* Count a system call that failed; returns errno. */
+static int failure(struct worker *w, enum canal_call call)
+{
+	int error = errno;
+
+	if (error > 0 && error < CANAL_ERRNO_MAX)
+		stat_add(&w->errors[call][error], 1);
+	return error;
+}
+
 /* ---- writing ------------------------------------------------------------------------------------------------------------- */
 
 static int kernel_tun_write(struct worker *w, const struct port *port, const struct iovec *iov, uint32_t n_iov)
 {
 	ssize_t rc;
+	int error;
 
 	do {
 		worker_count(w, CANAL_SYSCALLS, 1);
 		rc = n_iov == 1 ? write(port->fd, iov->iov_base, iov->iov_len) : writev(port->fd, iov, (int)n_iov);
-	} while (rc < 0 && errno == EINTR);
-	return rc < 0 ? -errno : 0;
+		if (likely(rc >= 0))
+			return 0;
+		error = failure(w, CANAL_CALL_WRITE);
+	} while (error == EINTR);
+	return -error;
 }
 
 static int kernel_udp_send(struct worker *w, const struct port *port, struct mmsghdr *headers, uint32_t n)
@@ -48,10 +62,10 @@ static int kernel_udp_send(struct worker *w, const struct port *port, struct mms
 	do {
 		worker_count(w, CANAL_SYSCALLS, 1);
 		rc = sendmmsg(port->fd, headers, n, MSG_DONTWAIT);
-	} while (rc < 0 && errno == EINTR);
-	if (likely(rc >= 0))
-		return rc;
-	error = errno;
+		if (likely(rc >= 0))
+			return rc;
+		error = failure(w, CANAL_CALL_SEND);
+	} while (error == EINTR);
 	if ((port->flags & CANAL_PORT_TX_ONLY) && error != EAGAIN)
 		io_read_errors(w, port);
 	return -error;
@@ -85,8 +99,10 @@ uint32_t io_read_tun(struct worker *w, struct port *port, int *failed)
 
 		worker_count(w, CANAL_SYSCALLS, 1);
 		if (rc < 0) {
-			if (!passing(errno))
-				*failed = errno;
+			int error = n && errno == EAGAIN ? EAGAIN : failure(w, CANAL_CALL_READ);   /* after some packets that is the end */
+
+			if (!passing(error))
+				*failed = error;
 			w->stumbled = true;
 			break;
 		}
@@ -152,8 +168,10 @@ uint32_t io_receive(struct worker *w, struct port *port, int *failed)
 	rc = recvmmsg(port->fd, r.headers, DATAGRAMS_MAX, MSG_DONTWAIT, NULL);
 	if (rc < 0) {
 		/* An ICMP error of something sent earlier is reported once; only a dead descriptor stays. */
-		if (errno == EBADF || errno == ENOTSOCK)
-			*failed = errno;
+		int error = failure(w, CANAL_CALL_RECEIVE);
+
+		if (error == EBADF || error == ENOTSOCK)
+			*failed = error;
 		w->stumbled = true;
 		return 0;
 	}

@@ -133,6 +133,7 @@ struct worker {
 	struct segment segments[CANAL_SEGMENTS_MAX];
 	struct datagram datagrams[DATAGRAMS_MAX];
 	struct counters counters;
+	_Atomic uint64_t errors[CANAL_CALLS][CANAL_ERRNO_MAX];   /* failed system calls */
 };
 
 struct canal_dp {

@@ -69,6 +69,9 @@ class FakeDataplane:
     def drops(self) -> dict[str, int]:
         return {"short": 0, "no_route": 0}
 
+    def errors(self) -> dict[str, int]:
+        return {"send ENOBUFS": 3}
+
     def ports(self) -> list[PortStats]:
         return []
 

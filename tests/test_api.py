@@ -89,6 +89,7 @@ def test_status(bench: Bench) -> None:
         assert status["offload"]["mode"] == "gso+gro"
         assert status["worker"]["running"] is True
         assert status["conservation"] == {"received": 0, "delivered": 0, "dropped": 0, "queued": 0, "balanced": True}
+        assert status["errors"] == {"send ENOBUFS": 3}
         assert status["generation"] >= 1
         assert (status["peers"], status["endpoints"]) == (0, 0)
         assert json.loads(json.dumps(status)) == status

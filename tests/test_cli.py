@@ -32,6 +32,7 @@ STATUS = {
     "offload": {"mode": "gso+gro", "reason": "self-test passed"},
     "counters": {"rx_pod": 12_345_678, "tx_underlay": 12},
     "drops": {"short": 2, "policy": 3},
+    "errors": {"send ENOBUFS": 3, "read EIO": 1},
     "peers": 4,
     "endpoints": 5,
     "objects": {"in_sync": True, "known": True, "counts": {"Pod": 12, "Policy": 3, "Namespace": 4}},
@@ -102,6 +103,7 @@ def test_status_for_people(daemon: Daemon, tmp_path: Path, capsys: pytest.Captur
     assert "\x1b" not in shown
     assert "pod 12.3 M" in shown
     assert "dropped     5" in shown
+    assert "errors      send ENOBUFS 3, read EIO 1" in shown
 
 
 def test_status_for_programs(daemon: Daemon, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -17,7 +18,17 @@ from scapy.layers.inet import IP, UDP
 
 from canal_udp._abi import dtype_of, ffi, lib
 from canal_udp.config import OPTIONS
-from canal_udp.dataplane import COUNTERS, DROPS, ERRORS, EVENT_KINDS, TABLES, Dataplane, DataplaneConfig, raise_for
+from canal_udp.dataplane import (
+    CALLS,
+    COUNTERS,
+    DROPS,
+    ERRORS,
+    EVENT_KINDS,
+    TABLES,
+    Dataplane,
+    DataplaneConfig,
+    raise_for,
+)
 from canal_udp.encap.codecs import vxlan_pack, vxlan_unpack
 from canal_udp.encap.forwarding import Forwarding, Route, Vtep
 from canal_udp.errors import CanalError, DataplaneError, TableError
@@ -101,6 +112,13 @@ def fault(code: int, table: int = 0, row: int = 0, field: int = 0, sys_errno: in
     made = ffi.new("struct canal_fault *")
     made.code, made.table, made.row, made.field, made.sys_errno = code, table, row, field, sys_errno
     return made
+
+
+def test_calls_that_fail_are_named_by_call_and_errno() -> None:
+    with Dataplane(DataplaneConfig()) as plane:
+        assert plane.errors() == {}
+    assert CALLS == ("read", "receive", "write", "send")
+    assert max(errno.errorcode) < lib.CANAL_ERRNO_MAX
 
 
 def test_every_error_code_has_its_exception_and_its_text() -> None:

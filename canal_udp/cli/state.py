@@ -50,6 +50,8 @@ def _status_lines(status: dict[str, Any]) -> list[tuple[str, str]]:
         parts = (f"{kind} {amount(counters.get(f'{way}_{kind}', 0))}" for kind in ("pod", "host", "underlay"))
         lines.append((f"{way} packets", ", ".join(parts)))
     lines.append(("dropped", f"{sum(drops.values())}" + ("" if balance["balanced"] else " (packets are missing)")))
+    if status["errors"]:
+        lines.append(("errors", ", ".join(f"{text(call)} {count}" for call, count in status["errors"].items())))
     return lines
 
 

@@ -50,10 +50,18 @@ def worker(bed: Bed, node: str) -> int:
     return next(int(task.name) for task in tasks if (task / "comm").read_text() == "canal-worker\n")
 
 
+COUNTED = {"sendmmsg": "send", "recvmmsg": "receive", "read": "read", "write,writev": "write"}
+
+
+def failed(bed: Bed, node: str, call: str, error: str) -> int:
+    """How often the daemon counted that."""
+    return int(bed.status(node)["errors"].get(f"{COUNTED[call]} {error}", 0))
+
+
 @contextmanager
 def failing(bed: Bed, node: str, call: str, error: str) -> Iterator[None]:
-    """Every such call of a worker fails; the kernel is not asked."""
-    thread = worker(bed, node)
+    """Every such call of a worker fails; the kernel is not asked. It is counted by errno."""
+    thread, before = worker(bed, node), failed(bed, node, call, error)
     argv = ["strace", "-q", "-e", f"inject={call}:error={error}", "-o", "/dev/null", "-p", str(thread)]
     with subprocess.Popen(argv) as tracer:
         try:
@@ -62,6 +70,7 @@ def failing(bed: Bed, node: str, call: str, error: str) -> Iterator[None]:
             yield
         finally:
             tracer.send_signal(signal.SIGINT)
+    assert failed(bed, node, call, error) > before
 
 
 @contextmanager

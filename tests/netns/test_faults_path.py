@@ -32,7 +32,8 @@ nodes:
 """
 OVERHEAD = {"udp": 28, "vxlan": 50}
 IP_MTU = 14
-RECOVERY_S, PATIENCE_S = 1.0, 10.0
+RECOVERY_S = 2.0  # TCP sends again after 0.2, 0.6 and 1.4 s; the third one is for busy machines
+PATIENCE_S = 10.0
 
 
 @pytest.fixture(params=OVERHEAD)
@@ -125,7 +126,7 @@ def test_what_may_be_fragmented_arrives(bed: Bed) -> None:
 
 
 def test_nobody_tells(bed: Bed) -> None:
-    """A black hole for large packets: a running connection goes on within a second, and the log says why it stood."""
+    """A black hole for large packets: a running connection goes on soon, and the log says why it stood."""
     wait(settled(bed, "a", "b", "verified"))
     with bed.stream("p", "q") as (client, server):
         client.settimeout(PATIENCE_S)
