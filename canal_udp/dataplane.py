@@ -7,7 +7,6 @@ Threads  every method belongs to the control thread, except where a docstring sa
 from __future__ import annotations
 
 import errno
-import os
 import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,14 +19,17 @@ from typing import Any
 import numpy as np
 
 from canal_udp._abi import CData, dtype_of, enum_names, ffi, lib
-from canal_udp.encap.fib import ENCAPS, Array, arrays, packed, unpacked
+from canal_udp.encap.fib import ENCAPS, arrays, packed, unpacked
 from canal_udp.encap.forwarding import HOST_KEY, Forwarding, Vtep, vtep_key
-from canal_udp.errors import CanalError, DataplaneError, TableError
+from canal_udp.errors import CanalError, DataplaneError
+from canal_udp.faults import new_fault, raise_for
+from canal_udp.policy.compiled import Compiled
+from canal_udp.policy_tables import PolicyTables
 from canal_udp.readings import Event, Flow, Frame, PortStats, Status
 
 __all__ = [
     *("COUNTERS", "DROPS", "CT_STATES", "EVENT_KINDS", "VERDICTS", "VNET_HDR_SIZE"),
-    *("Dataplane", "DataplaneConfig", "isa", "raise_for"),
+    *("Dataplane", "DataplaneConfig", "isa"),
     *("Event", "Flow", "Frame", "PortStats", "Status"),
 ]
 
@@ -43,71 +45,6 @@ EVENT_KINDS = {
 
 VNET_HDR_SIZE = lib.CANAL_VNET_HDR_SIZE
 READ_ROWS = 4096  # flows or events fetched by one call
-
-
-# ---- errors ----------------------------------------------------------------------------------------------------------
-
-# What each error code of canal.h becomes, unless it is about a row of an input table: that is always a TableError.
-ERRORS: Mapping[int, type[CanalError]] = {
-    lib.CANAL_EINVAL: DataplaneError,
-    lib.CANAL_ERANGE: DataplaneError,
-    lib.CANAL_ENOMEM: DataplaneError,
-    lib.CANAL_EBUSY: DataplaneError,
-    lib.CANAL_EDUP: DataplaneError,
-    lib.CANAL_ESYS: DataplaneError,
-}
-# Table of a fault -> its name in messages, and the struct whose member `fault.field` is the offset of.
-TABLES: Mapping[int, tuple[str, str]] = {
-    lib.CANAL_TABLE_NODE: ("node", "struct canal_node"),
-    lib.CANAL_TABLE_VTEP: ("vteps", "struct canal_vtep"),
-    lib.CANAL_TABLE_FIB: ("fib", "struct canal_fib_entry"),
-    lib.CANAL_TABLE_PORT: ("port", "struct canal_port_config"),
-    lib.CANAL_TABLE_CONFIG: ("config", "struct canal_dp_config"),
-    lib.CANAL_TABLE_RULE: ("rules", "struct canal_rule"),
-}
-INPUT_TABLES = (lib.CANAL_TABLE_NODE, lib.CANAL_TABLE_VTEP, lib.CANAL_TABLE_FIB)
-ABOUT_A_VALUE = (lib.CANAL_EINVAL, lib.CANAL_ERANGE, lib.CANAL_EDUP)
-
-
-def raise_for(rc: int, fault: CData = None, rows: Mapping[int, Array] | None = None) -> int:
-    """Return rc, or raise what a negative one stands for: the one place where C's error codes become exceptions.
-
-    fault    struct canal_fault that the call filled in; says which row and member.
-    rows     input tables of the call by enum canal_table: the message then quotes the value.
-    """
-    if rc >= 0:
-        return rc
-    kind, problem = ERRORS.get(rc, DataplaneError), ffi.string(lib.canal_strerror(rc)).decode()
-    if fault is None or fault.code == 0:
-        raise kind(problem)
-    if rc not in ABOUT_A_VALUE:
-        raise kind(os.strerror(fault.sys_errno) if fault.sys_errno else problem)
-    if fault.table not in TABLES:
-        raise kind(f"table {fault.table}, row {fault.row}: {problem}")
-    raise (TableError if fault.table in INPUT_TABLES else kind)(_about(fault, rows or {}, problem))
-
-
-def _about(fault: CData, rows: Mapping[int, Array], problem: str) -> str:
-    """`fib[17].target = 0x20000009: index beyond 3 vteps`, as far as the tables are at hand."""
-    name, struct = TABLES[fault.table]
-    member = next((name for name, at in ffi.typeof(struct).fields if at.offset == fault.field), f"byte {fault.field}")
-    one_row = fault.table not in (lib.CANAL_TABLE_VTEP, lib.CANAL_TABLE_FIB, lib.CANAL_TABLE_RULE)
-    place = f"{name}.{member}" if one_row else f"{name}[{fault.row}].{member}"
-    table = rows.get(fault.table)
-    if table is None or table.dtype.names is None or fault.row >= len(table) or member not in table.dtype.names:
-        return f"{place}: {problem}"
-    value = table[fault.row][member]
-    if member == "target" and fault.code == lib.CANAL_ERANGE and value & lib.CANAL_TARGET_KIND == lib.CANAL_TARGET_VTEP:
-        problem = f"index beyond {len(rows.get(lib.CANAL_TABLE_VTEP, ()))} vteps"
-    return f"{place} = {_readable(member, value)}: {problem}"
-
-
-def _readable(member: str, value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return str(unpacked(value.tobytes())) if value.size == 16 else value.tobytes().hex(":")
-    if member.endswith("_be"):
-        return str(ntohs(int(value)))
-    return hex(value) if member == "target" else str(value)
 
 
 # ---- what goes in and what comes out ---------------------------------------------------------------------------------
@@ -127,6 +64,8 @@ class DataplaneConfig:
     busy_poll_us: int = 60
     icmp_per_s: int = 1000
     gso_segments_max: int = 64
+    rules_max: int = 1 << 17
+    reset_cut: bool = False
     seed: tuple[int, int] = field(default_factory=lambda: (secrets.randbits(64), secrets.randbits(64)))
 
     @property
@@ -136,6 +75,7 @@ class DataplaneConfig:
             | (lib.CANAL_DP_NO_UDP_GSO if self.no_udp_gso else 0)
             | (lib.CANAL_DP_NO_COALESCE if self.no_coalesce else 0)
             | (lib.CANAL_DP_NO_USO_WRITE if self.no_uso_write else 0)
+            | (lib.CANAL_DP_RESET_CUT if self.reset_cut else 0)
         )
 
 
@@ -152,15 +92,16 @@ class Dataplane:
     """One data path with its ports, its snapshot and its worker."""
 
     def __init__(self, config: DataplaneConfig) -> None:
-        raw, out, fault = ffi.new("struct canal_dp_config *"), ffi.new("struct canal_dp **"), _new_fault()
+        raw, out, fault = ffi.new("struct canal_dp_config *"), ffi.new("struct canal_dp **"), new_fault()
         raw.seed = config.seed
         raw.flags = config.flags
-        for name in ("ct_max", "ct_share", "frag_max", "busy_poll_us", "icmp_per_s", "gso_segments_max"):
+        for name in ("ct_max", "ct_share", "frag_max", "busy_poll_us", "icmp_per_s", "gso_segments_max", "rules_max"):
             setattr(raw, name, getattr(config, name))
         raise_for(lib.canal_dp_new(raw, out, fault), fault)
         self._dp: CData = out[0]
         self._ports: dict[int, _Port] = {}
         self._vteps: tuple[Vtep, ...] = ()
+        self._policies = PolicyTables()
         self._worker: _Worker | None = None
         self.events_fd: int = raise_for(lib.canal_events_fd(self._dp))
 
@@ -192,7 +133,7 @@ class Dataplane:
     def _add(self, port: _Port, **members: int) -> int:
         if port.kind != "underlay" and port in self._ports.values():
             raise DataplaneError(f"{port.kind} port {port.name}".rstrip() + ": there is one already")
-        config, fault = ffi.new("struct canal_port_config *", members), _new_fault()
+        config, fault = ffi.new("struct canal_port_config *", members), new_fault()
         index = raise_for(lib.canal_port_add(self._open, config, fault), fault)
         self._ports[index] = port
         return index
@@ -204,14 +145,29 @@ class Dataplane:
 
     # snapshots
 
-    def publish(self, forwarding: Forwarding) -> None:
+    def publish(self, forwarding: Forwarding, policy: Compiled | None = None) -> None:
         """Build a snapshot aside, make it what every later batch sees, free those that nobody sees any more.
 
+        policy   by name of endpoint; None: everything may pass.
         Raises   TableError; the snapshot before stays in force.
         """
         names = {port.name: index for index, port in self._ports.items() if port.kind != "underlay"}
+        tables = self._tables(forwarding, names)
+        try:
+            if policy is not None:
+                raise_for(lib.canal_tables_set_policy(tables, self._policies.build(policy, names)))
+            raise_for(lib.canal_dp_publish(self._open, tables))
+        except CanalError:
+            lib.canal_tables_free(tables)
+            raise
+        self._vteps = forwarding.vteps
+        self.reclaim()
+
+    @staticmethod
+    def _tables(forwarding: Forwarding, names: Mapping[str, int]) -> CData:
+        """A snapshot that is not published."""
         node, vteps, fib = arrays(forwarding, names)
-        out, fault = ffi.new("struct canal_tables **"), _new_fault()
+        out, fault = ffi.new("struct canal_tables **"), new_fault()
         rc = lib.canal_tables_build(
             ffi.from_buffer("struct canal_node *", node),
             ffi.from_buffer("struct canal_vtep[]", vteps),
@@ -224,13 +180,7 @@ class Dataplane:
         )
         rows = {lib.CANAL_TABLE_NODE: node, lib.CANAL_TABLE_VTEP: vteps, lib.CANAL_TABLE_FIB: fib}
         raise_for(rc, fault, rows)
-        try:
-            raise_for(lib.canal_dp_publish(self._open, out[0]))
-        except CanalError:
-            lib.canal_tables_free(out[0])
-            raise
-        self._vteps = forwarding.vteps
-        self.reclaim()
+        return out[0]
 
     def reclaim(self) -> int:
         """Free the snapshots that no worker can still see; returns how many remain."""
@@ -290,7 +240,7 @@ class Dataplane:
             dport=ntohs(int(row["dport_be"])),
             state=CT_STATES[row["state"]],
             verdict=VERDICTS[row["verdict"]],
-            rule=int(row["rule"]),
+            rules=(int(row["rule"][0]), int(row["rule"][1])),
             came_from=self._target(int(row["in_target"])),
             goes_to=self._target(int(row["out_target"])),
             packets=(int(row["packets"][0]), int(row["packets"][1])),
@@ -430,15 +380,11 @@ class _Worker(threading.Thread):
         self.error: str | None = None
 
     def run(self) -> None:
-        fault = _new_fault()
+        fault = new_fault()
         try:
             raise_for(lib.canal_worker_run(self._dp, 0, fault), fault)
         except CanalError as error:
             self.error = str(error)
-
-
-def _new_fault() -> CData:
-    return ffi.new("struct canal_fault *")
 
 
 def _port_stats(index: int, port: _Port, row: Any) -> PortStats:

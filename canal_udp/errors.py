@@ -1,4 +1,4 @@
-"""The one exception tree; C error codes become exceptions in `raise_for` of `dataplane`, and only there."""
+"""The one exception tree; C error codes become exceptions in `raise_for` of `faults`, and only there."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Flow:
     dport: int
     state: str
     verdict: str
-    rule: int
+    rules: tuple[int, int]  # of egress, of ingress; 0: that end has no policy here
     came_from: str  # "pod default/a", "host", "vtep 192.0.2.7/vxlan"
     goes_to: str
     packets: tuple[int, int]

@@ -53,9 +53,10 @@ enum canal_err {
 };
 
 enum canal_table { CANAL_TABLE_NODE = 0, CANAL_TABLE_VTEP = 1, CANAL_TABLE_FIB = 2, CANAL_TABLE_PORT = 3, CANAL_TABLE_CONFIG = 4,
-                   CANAL_TABLE_RULE = 5 };
+                   CANAL_TABLE_RULE = 5, CANAL_TABLE_CLASS = 6, CANAL_TABLE_ROW = 7, CANAL_TABLE_VECTOR = 8, CANAL_TABLE_ENDPOINT = 9 };
 
 enum canal_verdict { CANAL_DENY = 0, CANAL_ALLOW = 1 };
+enum canal_end { CANAL_EGRESS = 0, CANAL_INGRESS = 1 };
 enum canal_encap { CANAL_ENCAP_UDP = 0, CANAL_ENCAP_VXLAN = 1 };
 enum canal_port_kind { CANAL_PORT_POD = 1, CANAL_PORT_HOST = 2, CANAL_PORT_UNDERLAY = 3 };
 
@@ -104,7 +105,8 @@ enum canal_drop {
 	CANAL_DROP_FRAG_NO_FIRST,  /* a later fragment whose first one was not seen, or was denied               */
 	CANAL_DROP_FRAG_OVERLAP,
 	CANAL_DROP_FRAG_FULL,      /* fragment table full                                                        */
-	CANAL_DROP_POLICY,
+	CANAL_DROP_POLICY,         /* denied, and the sender is not told                                         */
+	CANAL_DROP_REJECTED,       /* denied by a policy that says so to the sender                              */
 	CANAL_DROP_CT_FULL,
 	CANAL_DROP_CT_SHARE,       /* the pod has its share of the conntrack table in use                        */
 	CANAL_DROP_CT_INVALID,     /* no packet that its flow could have sent                                    */
@@ -208,6 +210,7 @@ int canal_fib_lookup(const struct canal_tables *tables, const uint8_t *addrs, si
 #define CANAL_DP_NO_UDP_GSO 2      /* what the self-test found, or the user asked for                             */
 #define CANAL_DP_NO_COALESCE 4
 #define CANAL_DP_NO_USO_WRITE 8    /* the kernel does not take UDP superpackets from a TUN                        */
+#define CANAL_DP_RESET_CUT 16      /* a flow that a new policy cuts is reset, whatever the policy says of denied ones   */
 
 struct canal_dp_config {
 	uint64_t seed[2];            /* key of the flow hash                                                       */
@@ -218,7 +221,7 @@ struct canal_dp_config {
 	uint32_t busy_poll_us;       /* poll this long after the last packet before sleeping                       */
 	uint32_t icmp_per_s;         /* ICMP errors per second to each port                                        */
 	uint32_t gso_segments_max;   /* segments that UDP_SEGMENT takes: 64 before Linux 6.10, else 128            */
-	uint32_t pad;
+	uint32_t rules_max;          /* rules whose hits are counted                                               */
 };
 
 #define CANAL_PORT_TX_ONLY 1       /* an underlay socket for source port entropy: never read                     */
@@ -253,11 +256,32 @@ struct canal_flow_info {
 	uint16_t sport_be, dport_be;
 	uint8_t proto, family, state, verdict;
 	uint32_t in_target, out_target;   /* of the original direction                                            */
-	uint32_t rule;
-	uint32_t flags;
+	uint32_t rule[2];             /* what the ends said: enum canal_end; 0: that end has no policy here        */
 	uint64_t packets[2], bytes[2];    /* original, reply                                                      */
 	uint64_t generation;
 	uint32_t age_ms, idle_ms, expires_ms, pad;
+};
+
+/* What policy says of a flow; each end by itself. */
+struct canal_judgement {
+	uint8_t verdict;          /* enum canal_verdict                                                           */
+	uint8_t reject;           /* denied, and the sender shall know                                            */
+	uint8_t end;              /* enum canal_end that denied                                                   */
+	uint8_t pad;
+	uint32_t rule[2];         /* enum canal_end -> rule that decided; 0: that end has no policy here          */
+	uint32_t log[2];          /* ... the last rule before it that asks for a note, or 0                       */
+};
+
+/* A flow that policy denied, or that a rule asks to log. */
+struct canal_note {
+	uint8_t src[16], dst[16];     /* of its first packet                                                      */
+	uint16_t sport_be, dport_be;
+	uint8_t proto, family, icmp_type, icmp_code;
+	uint8_t verdict, reject, end, pad;    /* as struct canal_judgement                                        */
+	uint32_t rule[2], log[2];
+	uint32_t in_target;           /* where the last packet came in                                            */
+	uint64_t packets, bytes;      /* that were judged                                                         */
+	uint64_t first_ms, last_ms;   /* the worker's clock                                                       */
 };
 
 struct canal_status {
@@ -297,6 +321,10 @@ int canal_flows_read(struct canal_dp *dp, uint32_t *cursor, struct canal_flow_in
 int canal_events_fd(struct canal_dp *dp);
 int canal_events_read(struct canal_dp *dp, struct canal_event *events, size_t n);
 int canal_status_read(struct canal_dp *dp, struct canal_status *status);
+/* hits: n, from rule `first` on: flows that it let begin, packets that it denied. thread: any. */
+int canal_hits_read(struct canal_dp *dp, uint32_t first, uint64_t *hits, size_t n);
+/* Copy the notes of flows that were seen after since_ms, in no order; returns how many. *now_ms: the worker's clock. thread: any. */
+int canal_notes_read(struct canal_dp *dp, uint64_t since_ms, struct canal_note *notes, size_t n, uint64_t *now_ms);
 /* Forward until stopped. Blocks; call without the GIL (cffi does). thread: its own. */
 int canal_worker_run(struct canal_dp *dp, uint32_t worker, struct canal_fault *fault);
 /* thread: any; also from a signal handler. */
@@ -391,6 +419,73 @@ int canal_classifier_build(const struct canal_rule *rules, size_t n, struct cana
 void canal_classifier_free(struct canal_classifier *classifier);
 /* rows[i]: the first rule that holds for flows[i], or the number of rules. thread: any. */
 int canal_classify(const struct canal_classifier *classifier, const struct canal_flow *flows, size_t n, uint32_t *rows);
+
+/* ---- policy: who may talk to whom; a part of the snapshot ------------------------------------------------------------------
+ *
+ *   classes    address -> what all rules together can see of it: one number for all addresses that no rule tells apart
+ *   program    rows in the order in which they are asked, for all endpoints and one direction that the same policies govern
+ *   policy     classes, programs, and which endpoint has which
+ *
+ * Each is immutable and counted: who builds it holds it and releases it, a policy holds its parts, a snapshot its policy.
+ * thread: any, but a snapshot is the control thread's. */
+
+#define CANAL_CLASSES_MAX 1048576
+#define CANAL_CLASS_NODE 1        /* an address of this node: what comes from it by the host port reaches every pod of ours */
+#define CANAL_PROGRAM_NONE 0xffffffff   /* no program: nothing passes                                            */
+#define CANAL_NO_POD 0xffffffff
+
+enum canal_action { CANAL_ACTION_DENY = 0, CANAL_ACTION_ALLOW = 1, CANAL_ACTION_REJECT = 2, CANAL_ACTION_PASS = 3, CANAL_ACTION_LOG = 4 };
+
+/* Holds for a packet when its addresses' classes have the row's bit and its numbers lie in the ranges, both ends included.
+ * ICMP: the source port is 0, the destination port type << 8 | code. Protocols without ports have 0. */
+struct canal_row {
+	uint16_t sport_lo, sport_hi, dport_lo, dport_hi;   /* host order                                           */
+	uint8_t proto_lo, proto_hi;
+	uint8_t action;           /* enum canal_action; LOG goes on with the next row                             */
+	uint8_t pad;
+	uint32_t rule;            /* chosen by Python, 0 = none; repeated in verdicts                             */
+	uint32_t next;            /* PASS: the row to go on with, beyond this one                                 */
+};
+
+struct canal_endpoint {
+	uint32_t port;            /* of a pod                                                                     */
+	uint32_t program[2];      /* enum canal_end -> index, or CANAL_PROGRAM_NONE                               */
+};
+
+/* A packet on its way, as policy asks for it. */
+struct canal_way {
+	uint32_t source_pod, destination_pod;   /* ports of the pods of ours that have its addresses, or CANAL_NO_POD */
+	uint32_t from_host;                     /* it came in by the host port                                    */
+};
+
+struct canal_classes;
+struct canal_program;
+struct canal_policy;
+
+/* prefixes: target = class < n_classes; the longest one decides. flags: n_classes, CANAL_CLASS_*. */
+int canal_classes_build(const struct canal_fib_entry *prefixes, size_t n, const uint32_t *flags, size_t n_classes,
+                        struct canal_classes **out, struct canal_fault *fault);
+void canal_classes_release(struct canal_classes *classes);
+/* found[i]: the class of addrs + 16 * i, CANAL_CLASSES_MAX or more where there is none. */
+int canal_classes_find(const struct canal_classes *classes, const uint8_t *addrs, size_t n, uint32_t *found);
+/* vectors: n_vectors * ((n_rows + 63) / 64) words, a bit for each row. src, dst: class -> vector, n_classes each. */
+int canal_program_build(const struct canal_row *rows, size_t n_rows, const uint64_t *vectors, size_t n_vectors,
+                        const uint32_t *src, const uint32_t *dst, size_t n_classes, struct canal_program **out, struct canal_fault *fault);
+/* The same rows and vectors for other classes: cheap. */
+int canal_program_reclass(const struct canal_program *program, const uint32_t *src, const uint32_t *dst, size_t n_classes,
+                          struct canal_program **out, struct canal_fault *fault);
+void canal_program_release(struct canal_program *program);
+/* An endpoint that is not listed has no program. to_host: what a pod's own policy allowed towards an address of this node, once more. */
+int canal_policy_build(struct canal_classes *classes, struct canal_program *const *programs, size_t n_programs,
+                       const struct canal_endpoint *endpoints, size_t n_endpoints, uint32_t to_host,
+                       struct canal_policy **out, struct canal_fault *fault);
+void canal_policy_hold(struct canal_policy *policy);
+void canal_policy_release(struct canal_policy *policy);
+/* Give a snapshot that is not published yet its policy; without one the node's default holds. */
+int canal_tables_set_policy(struct canal_tables *tables, struct canal_policy *policy);
+/* The verdicts on the first packets of n flows: the code that the worker runs. */
+int canal_policy_judge(const struct canal_policy *policy, const struct canal_flow *flows, const struct canal_way *ways, size_t n,
+                       struct canal_judgement *found);
 /* cdef: end */
 
 #endif

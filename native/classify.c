@@ -1,7 +1,8 @@
 /*
  * classify.c - five fields -> the first rule that holds, for rules of any shape.
  *
- * Place:      canal.h's canal_classify(); built by classify_build.c, immutable, so that it can be a part of the snapshot.
+ * Place:      canal.h's canal_classify(), and classify_first() for programs of policies; built by classify_build.c, immutable, so that it
+ *             can be a part of the snapshot.
  * Structure:  a vector has a bit for each rule, in their order: those that a packet's value of one field does not rule out.
  *
  *     src, dst    FIB ──────────────────────────► vector
@@ -52,22 +53,27 @@ static inline uint32_t entry_of(const struct classify_runs *runs, uint32_t value
 	return runs->entries[(uint16_t)(runs->before[word] + __builtin_popcountll(up_to))];
 }
 
+/* from: the first row that counts; a constant 0 costs nothing. */
 __attribute__((always_inline))
-static inline uint32_t first_row(const struct canal_classifier *c, const uint64_t *const v[FIELDS_MAX], int n_fields)
+static inline uint32_t first_row(const struct classify_core *c, const uint64_t *const v[FIELDS_MAX], int n_fields, uint32_t from)
 {
-	uint32_t n = c->n_blocks;
+	uint32_t n = c->n_blocks, from_word = from / CLASSIFY_WORD;
 
-	for (uint32_t block = 0; block < n; block++) {
+	for (uint32_t block = from_word / CLASSIFY_WORD; block < n; block++) {
 		uint64_t live = v[0][block];
 
 		for (int i = 1; i < n_fields; i++)
 			live &= v[i][block];
+		if (block == from_word / CLASSIFY_WORD)
+			live &= ~0ull << from_word % CLASSIFY_WORD;
 		for (; live; live &= live - 1) {
 			uint32_t bit = (uint32_t)__builtin_ctzll(live);
 			uint64_t hits = *classify_word(c->words, v[0], n, block, bit);
 
 			for (int i = 1; i < n_fields; i++)
 				hits &= *classify_word(c->words, v[i], n, block, bit);
+			if (block * CLASSIFY_WORD + bit == from_word)
+				hits &= ~0ull << from % CLASSIFY_WORD;
 			if (hits)
 				return (block * CLASSIFY_WORD + bit) * CLASSIFY_WORD + (uint32_t)__builtin_ctzll(hits);
 		}
@@ -77,7 +83,7 @@ static inline uint32_t first_row(const struct canal_classifier *c, const uint64_
 
 /* Vectors of ports and protocol of n flows: one each when all combinations have been worked out, else three. */
 __attribute__((always_inline))
-static inline void find_ports(const struct canal_classifier *c, const struct canal_flow *flows, size_t n, uint32_t vectors[FIELDS_MAX][GROUP])
+static inline void find_ports(const struct classify_core *c, const struct canal_flow *flows, size_t n, uint32_t vectors[FIELDS_MAX][GROUP])
 {
 	for (size_t i = 0; i < n; i++) {
 		uint32_t sport = entry_of(&c->runs[CLASSIFY_SPORT], be16toh(flows[i].sport_be));
@@ -92,19 +98,20 @@ static inline void find_ports(const struct canal_classifier *c, const struct can
 }
 
 __attribute__((always_inline))
-static inline void search(const struct canal_classifier *c, uint32_t vectors[FIELDS_MAX][GROUP], int n_fields, size_t n, uint32_t *rows)
+static inline void search(const struct classify_core *c, uint32_t vectors[FIELDS_MAX][GROUP], int n_fields, size_t n, uint32_t *rows)
 {
 	for (size_t i = 0; i < n; i++) {
 		const uint64_t *v[FIELDS_MAX];
 
 		for (int f = 0; f < n_fields; f++)
 			v[f] = c->words + vectors[f][i];
-		rows[i] = first_row(c, v, n_fields);
+		rows[i] = first_row(c, v, n_fields, 0);
 	}
 }
 
-CLONES static void classify_group(const struct canal_classifier *c, const struct canal_flow *flows, size_t n, uint32_t *rows)
+CLONES static void classify_group(const struct canal_classifier *classifier, const struct canal_flow *flows, size_t n, uint32_t *rows)
 {
+	const struct classify_core *c = &classifier->core;
 	uint8_t src[GROUP][ADDR_BYTES], dst[GROUP][ADDR_BYTES], families[GROUP];
 	uint32_t vectors[FIELDS_MAX][GROUP];
 
@@ -115,8 +122,8 @@ CLONES static void classify_group(const struct canal_classifier *c, const struct
 		memcpy(dst[i], flows[i].dst, ADDR_BYTES);
 		families[i] = flows[i].family;
 	}
-	fib_lookup_batch(c->src, src[0], families, n, vectors[0]);
-	fib_lookup_batch(c->dst, dst[0], families, n, vectors[1]);
+	fib_lookup_batch(classifier->src, src[0], families, n, vectors[0]);
+	fib_lookup_batch(classifier->dst, dst[0], families, n, vectors[1]);
 	for (size_t i = 0; i < n; i++) {
 		__builtin_prefetch(c->words + vectors[0][i]);
 		__builtin_prefetch(c->words + vectors[1][i]);
@@ -126,6 +133,21 @@ CLONES static void classify_group(const struct canal_classifier *c, const struct
 		search(c, vectors, FIELDS_MERGED, n, rows);
 	else
 		search(c, vectors, FIELDS_MAX, n, rows);
+}
+
+CLONES uint32_t classify_first(const struct classify_core *c, uint32_t src, uint32_t dst, const uint16_t values[CLASSIFY_RUNS], uint32_t from)
+{
+	uint32_t entries[CLASSIFY_RUNS];
+
+	for (int field = 0; field < CLASSIFY_RUNS; field++)
+		entries[field] = entry_of(&c->runs[field], values[field]);
+	if (likely(c->cells)) {
+		uint32_t cell = c->cells[entries[CLASSIFY_SPORT] + entries[CLASSIFY_DPORT] + entries[CLASSIFY_PROTO]];
+
+		return first_row(c, (const uint64_t *const[FIELDS_MAX]){ c->words + src, c->words + dst, c->words + cell }, FIELDS_MERGED, from);
+	}
+	return first_row(c, (const uint64_t *const[FIELDS_MAX]){ c->words + src, c->words + dst, c->words + entries[CLASSIFY_SPORT],
+	                 c->words + entries[CLASSIFY_DPORT], c->words + entries[CLASSIFY_PROTO] }, FIELDS_MAX, from);
 }
 
 int canal_classify(const struct canal_classifier *c, const struct canal_flow *flows, size_t n, uint32_t *rows)

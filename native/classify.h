@@ -19,14 +19,22 @@ struct classify_runs {
 
 enum { CLASSIFY_SPORT, CLASSIFY_DPORT, CLASSIFY_PROTO, CLASSIFY_RUNS };
 
-struct canal_classifier {
+/* All but the addresses, which a classifier finds by prefix and a program of policies by class. */
+struct classify_core {
 	uint32_t n_rules;
 	uint32_t n_blocks;               /* words of a summary */
-	struct fib *src, *dst;           /* target = vector */
 	uint64_t *words;                 /* the vectors: a vector is the index of its first word, the empty one is 0 */
 	uint32_t *cells;                 /* vector of each combination of ports and protocol; NULL when they are too many */
 	struct classify_runs runs[CLASSIFY_RUNS];
 };
+
+struct canal_classifier {
+	struct classify_core core;
+	struct fib *src, *dst;           /* target = vector */
+};
+
+/* The first rule from `from` on (at most n_rules) that is in the vectors src and dst and holds for these values, or n_rules. */
+uint32_t classify_first(const struct classify_core *c, uint32_t src, uint32_t dst, const uint16_t values[CLASSIFY_RUNS], uint32_t from);
 
 /* Words of a vector: its summary, then where each of its chunks is. */
 static inline uint32_t classify_head_words(uint32_t n_blocks)

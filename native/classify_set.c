@@ -47,11 +47,13 @@ void classify_set_free(struct classify_set *set)
 	free(set->words);
 }
 
-static void set_word(struct classify_set *set, uint32_t index, uint64_t word)
+void classify_set_word(struct classify_set *set, uint32_t index, uint64_t word)
 {
 	uint64_t bit = 1ull << index % CLASSIFY_WORD, *summary = &set->head[index / CLASSIFY_WORD];
 	uint32_t chunk = index / CLASSIFY_CHUNK_WORDS;
 
+	if (set->members[index] == word)
+		return;
 	set->members[index] = word;
 	*summary = word ? *summary | bit : *summary & ~bit;
 	if (!set->is_changed[chunk])
@@ -61,12 +63,12 @@ static void set_word(struct classify_set *set, uint32_t index, uint64_t word)
 
 void classify_set_add(struct classify_set *set, uint32_t rule)
 {
-	set_word(set, rule / CLASSIFY_WORD, set->members[rule / CLASSIFY_WORD] | 1ull << rule % CLASSIFY_WORD);
+	classify_set_word(set, rule / CLASSIFY_WORD, set->members[rule / CLASSIFY_WORD] | 1ull << rule % CLASSIFY_WORD);
 }
 
 void classify_set_remove(struct classify_set *set, uint32_t rule)
 {
-	set_word(set, rule / CLASSIFY_WORD, set->members[rule / CLASSIFY_WORD] & ~(1ull << rule % CLASSIFY_WORD));
+	classify_set_word(set, rule / CLASSIFY_WORD, set->members[rule / CLASSIFY_WORD] & ~(1ull << rule % CLASSIFY_WORD));
 }
 
 static size_t hash_of(const uint64_t *words, size_t n)
@@ -169,7 +171,7 @@ void classify_set_intersect(struct classify_set *set, const uint32_t vectors[3])
 			for (int i = 0; i < 3; i++)
 				hits &= *classify_word(set->words, set->words + vectors[i], n, block, (uint32_t)__builtin_ctzll(live));
 			if (hits)
-				set_word(set, block * CLASSIFY_WORD + (uint32_t)__builtin_ctzll(live), hits);
+				classify_set_word(set, block * CLASSIFY_WORD + (uint32_t)__builtin_ctzll(live), hits);
 		}
 	}
 }
@@ -178,7 +180,7 @@ void classify_set_clear(struct classify_set *set)
 {
 	for (uint32_t block = 0; block < set->n_blocks; block++)
 		for (uint64_t left = set->head[block]; left; left &= left - 1)
-			set_word(set, block * CLASSIFY_WORD + (uint32_t)__builtin_ctzll(left), 0);
+			classify_set_word(set, block * CLASSIFY_WORD + (uint32_t)__builtin_ctzll(left), 0);
 }
 
 int classify_set_take(struct classify_set *set, uint32_t *vector)

@@ -23,6 +23,8 @@ bool classify_set_init(struct classify_set *set, size_t n_rules);
 void classify_set_free(struct classify_set *set);
 void classify_set_add(struct classify_set *set, uint32_t rule);
 void classify_set_remove(struct classify_set *set, uint32_t rule);
+/* Say of 64 rules at once whether they are in the set. */
+void classify_set_word(struct classify_set *set, uint32_t index, uint64_t word);
 void classify_set_clear(struct classify_set *set);
 /* The empty set becomes what three vectors have in common. */
 void classify_set_intersect(struct classify_set *set, const uint32_t vectors[3]);

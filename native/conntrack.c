@@ -396,7 +396,7 @@ static void describe(const struct ct_entry *entry, uint32_t now_ms, struct canal
 	*flow = (struct canal_flow_info){
 		.sport_be = entry->port_be[original], .dport_be = entry->port_be[!original],
 		.proto = entry->proto, .family = entry->family, .state = entry->state, .verdict = entry->verdict,
-		.in_target = entry->in[0], .out_target = entry->out[0], .rule = entry->rule,
+		.in_target = entry->in[0], .out_target = entry->out[0], .rule = { entry->rule[0], entry->rule[1] },
 		.packets = { entry->packets[0], entry->packets[1] }, .bytes = { entry->bytes[0], entry->bytes[1] },
 		.generation = entry->generation,
 		.age_ms = now_ms - entry->created_ms, .idle_ms = now_ms - entry->seen_ms,

@@ -21,12 +21,13 @@ struct ct_entry {
 	uint64_t packets[2];         /* original, reply */
 	uint64_t bytes[2];
 	uint32_t created_ms, seen_ms;   /* low 32 bits of the clock */
-	uint32_t rule;
+	uint32_t rule[2];            /* enum canal_end -> what decided                                      */
 	uint32_t owner;              /* port index whose share it takes, CT_NO_OWNER */
 	uint8_t verdict;
 	uint8_t closer;              /* TCP: 0 or 1, which direction sent the first FIN                    */
 	uint8_t from_host;           /* the first packet came in by the host port: replies go back there    */
-	uint8_t pad[9];
+	uint8_t icmp_type, icmp_code;   /* of the first packet                                              */
+	uint8_t pad[3];
 	uint32_t next_free;          /* CT_IN_USE, or the next free entry                                  */
 };
 enum { CT_NO_OWNER = 0xffffffff };

@@ -5,7 +5,7 @@
  * Structure:  see worker.h.
  * Invariants: a port's row is filled before its state becomes LIVE, and is reused only after the worker has forgotten its flows; rows are
  *             handed out round, so that an old index does not soon name another pod.
- * Threads:    control, but for canal_counters_read, canal_errors_read, canal_status_read, canal_ports_read (any).
+ * Threads:    control, but for what reads counters, errors, status, ports, hits and notes (any).
  */
 #include <errno.h>
 #include <stddef.h>
@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "notes.h"
 #include "worker.h"
 
 int canal_abi_version(void) { return CANAL_ABI_VERSION; }
@@ -59,7 +60,8 @@ static int config_check(const struct canal_dp_config *c, struct canal_fault *fau
 		{ c->busy_poll_us, 0, 1000000, offsetof(struct canal_dp_config, busy_poll_us) },
 		{ c->icmp_per_s, 0, 1000000, offsetof(struct canal_dp_config, icmp_per_s) },
 		{ c->gso_segments_max, 1, CANAL_SEGMENTS_MAX, offsetof(struct canal_dp_config, gso_segments_max) },
-		{ c->flags, 0, CANAL_DP_STRICT_CSUM | CANAL_DP_NO_UDP_GSO | CANAL_DP_NO_COALESCE | CANAL_DP_NO_USO_WRITE,
+		{ c->rules_max, 0, CANAL_RULES_MAX, offsetof(struct canal_dp_config, rules_max) },
+		{ c->flags, 0, CANAL_DP_STRICT_CSUM | CANAL_DP_NO_UDP_GSO | CANAL_DP_NO_COALESCE | CANAL_DP_NO_USO_WRITE | CANAL_DP_RESET_CUT,
 		  offsetof(struct canal_dp_config, flags) },
 	};
 
@@ -76,6 +78,7 @@ static void dp_destroy(struct canal_dp *dp)
 	free(dp->ports);
 	if (dp->worker)
 		worker_free(dp->worker);
+	free((void *)dp->hits);
 	epoch_destroy(&dp->epoch);
 	if (dp->epoll_fd >= 0)
 		close(dp->epoll_fd);
@@ -115,10 +118,11 @@ int canal_dp_new(const struct canal_dp_config *config, struct canal_dp **out, st
 	dp->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	dp->events.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	dp->ports = calloc(CANAL_PORTS_MAX, sizeof *dp->ports);
+	dp->hits = calloc((size_t)config->rules_max + 1, sizeof *dp->hits);
 	dp->worker = worker_new(dp);
 	if (dp->epoll_fd < 0 || dp->wake_fd < 0 || dp->events.fd < 0)
 		rc = fault_set(fault, CANAL_ESYS, CANAL_TABLE_CONFIG, 0, 0, errno);
-	else if (!dp->ports || !dp->worker)
+	else if (!dp->ports || !dp->hits || !dp->worker)
 		rc = fault_set(fault, CANAL_ENOMEM, CANAL_TABLE_CONFIG, 0, 0, 0);
 	else
 		rc = publish_nothing(dp, fault);
@@ -372,4 +376,23 @@ int canal_status_read(struct canal_dp *dp, struct canal_status *status)
 		.gso_off = gso_off,
 	};
 	return CANAL_OK;
+}
+
+int canal_hits_read(struct canal_dp *dp, uint32_t first, uint64_t *hits, size_t n)
+{
+	for (size_t i = 0; i < n; i++) {
+		if (first + i >= dp->config.rules_max)
+			return CANAL_ERANGE;
+		hits[i] = atomic_load_explicit(&dp->hits[first + i], memory_order_relaxed);
+	}
+	return CANAL_OK;
+}
+
+int canal_notes_read(struct canal_dp *dp, uint64_t since_ms, struct canal_note *notes, size_t n, uint64_t *now_ms)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	*now_ms = (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+	return (int)notes_read(dp->worker->notes, since_ms, notes, n);
 }

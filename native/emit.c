@@ -21,6 +21,8 @@
 #include "csum.h"
 #include "ecn.h"
 #include "encap.h"
+#include "parse.h"
+#include "reset.h"
 #include "tx.h"
 #include "vnet.h"
 
@@ -312,6 +314,9 @@ static bool refusal_of(enum canal_drop reason, enum icmp_kind *kind)
 	case CANAL_DROP_TOO_BIG:
 		*kind = ICMP_TOO_BIG;
 		return true;
+	case CANAL_DROP_REJECTED:
+		*kind = ICMP_PROHIBITED;
+		return true;
 	default:
 		return false;
 	}
@@ -320,35 +325,50 @@ static bool refusal_of(enum canal_drop reason, enum icmp_kind *kind)
 /* Our own packet, back to where p came from. */
 static void originate(struct worker *w, const struct packet *p, uint8_t *data, uint32_t size)
 {
-	struct packet reply = { .data = data, .size = size, .total = size, .out = p->in, .vnet = { .segments = 1 } };
+	struct packet reply = { .data = data, .size = size, .total = size, .out = p->in, .hash = p->hash, .vnet = { .segments = 1 } };
 
 	worker_count(w, CANAL_ORIGINATED, 1);
-	emit_tun(w, &reply);
+	if (parse_packet(data, size, &reply.flow))
+		worker_drop(w, &reply, CANAL_DROP_BAD_IP);
+	else if (target_is(p->in, CANAL_TARGET_PORT))
+		emit_tun(w, &reply);
+	else
+		emit_tunnel(w, &reply);
 }
 
 /* In whose name p's sender is told. The host believes nothing that comes from its own address, which is the router's: it hears it from
  * the other end, as kernel tunnels do it. */
 static const uint8_t *refuser(struct worker *w, const struct packet *p)
 {
-	if (worker_port(w, p->in)->kind == CANAL_PORT_HOST)
+	if (target_is(p->in, CANAL_TARGET_PORT) && worker_port(w, p->in)->kind == CANAL_PORT_HOST)
 		return p->flow.dst;
 	return p->flow.family == 4 ? w->tables->node.router4 : w->tables->node.router6;
+}
+
+/* A peer's router told its sender everything but what our policy says; that counts for the pod that refuses. */
+static struct port *refusing_port(struct worker *w, const struct packet *p, enum canal_drop reason)
+{
+	if (target_is(p->in, CANAL_TARGET_PORT))
+		return worker_port(w, p->in);
+	return reason == CANAL_DROP_REJECTED && target_is(p->out, CANAL_TARGET_PORT) ? worker_port(w, p->out) : NULL;
 }
 
 void emit_refusal(struct worker *w, struct packet *p, enum canal_drop reason)
 {
 	uint32_t mtu = target_is(p->out, CANAL_TARGET_VTEP) ? w->tables->vteps[p->out & CANAL_TARGET_INDEX].mtu_bytes : 0;
-	uint8_t out[ICMP_ERROR_MAX];
+	struct port *port = refusing_port(w, p, reason);
 	enum icmp_kind kind;
+	uint8_t *out;
 	uint32_t size;
 
 	worker_drop(w, p, reason);
-	if (!refusal_of(reason, &kind) || !target_is(p->in, CANAL_TARGET_PORT))   /* a peer's router told its sender these things */
+	if (!refusal_of(reason, &kind) || !port)
 		return;
-	size = icmp_error(p, kind, mtu, refuser(w, p), out);
+	out = heads_take(w, OUTER_HEADROOM + ICMP_ERROR_MAX) + OUTER_HEADROOM;
+	size = reason == CANAL_DROP_REJECTED && p->flow.proto == IPPROTO_TCP ? tcp_reset(p, out) : icmp_error(p, kind, mtu, refuser(w, p), out);
 	if (size == 0)
 		return;
-	if (icmp_allow(&worker_port(w, p->in)->icmp, w->now_ms))
+	if (icmp_allow(&port->icmp, w->now_ms))
 		originate(w, p, out, size);
 	else
 		worker_count(w, CANAL_ICMP_LIMITED, 1);

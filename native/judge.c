@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "fib.h"
+#include "notes.h"
 #include "parse.h"
 #include "policy.h"
 
@@ -131,32 +132,106 @@ static void return_through_host(const struct worker *w, struct packet *p, const 
 		p->out = host_target(w);
 }
 
+/* ---- policy -------------------------------------------------------------------------------------------------------------- */
+
+/* The pod of ours that has an address, by the target that the FIB gives for it. */
+static uint32_t pod_of(const struct worker *w, uint32_t target)
+{
+	uint32_t port = target & CANAL_TARGET_INDEX;
+
+	if (!target_is(target, CANAL_TARGET_PORT) || w->dp->ports[port].kind != CANAL_PORT_POD)
+		return CANAL_NO_POD;
+	return port;
+}
+
+/* Ask policy about a flow whose first packet went from `source` to `destination`, as the FIB calls them. */
+static void ask_policy(const struct worker *w, const struct canal_flow *first, uint32_t source, uint32_t destination, bool by_host,
+                       struct canal_judgement *found)
+{
+	struct canal_way way = { pod_of(w, source), pod_of(w, destination), by_host };
+
+	if (w->tables->policy)
+		policy_judge(w->tables->policy, first, &way, found);
+	else
+		*found = (struct canal_judgement){ .verdict = w->tables->node.policy_default };
+}
+
+static void count_hits(struct worker *w, const struct canal_judgement *found)
+{
+	for (int end = 0; end < 2; end++) {
+		worker_hit(w, found->rule[end]);
+		if (found->log[end])
+			worker_hit(w, found->log[end]);
+	}
+}
+
+/* What becomes of a packet that policy was asked about; `first` is the first packet of its flow. */
+static enum canal_drop take_judgement(struct worker *w, const struct packet *p, const struct canal_flow *first, const struct canal_judgement *found)
+{
+	if (unlikely(found->verdict == CANAL_DENY || found->log[0] || found->log[1]))
+		notes_add(w->notes, p, first, found, w->now_ms);
+	if (likely(found->verdict == CANAL_ALLOW))
+		return CANAL_DROP_NONE;
+	count_hits(w, found);
+	return found->reject ? CANAL_DROP_REJECTED : CANAL_DROP_POLICY;
+}
+
+/* The first packet of a flow, made of a later one. */
+static struct canal_flow first_of(const struct packet *p, const struct ct_entry *e, bool reply)
+{
+	struct canal_flow first = p->flow;
+
+	first.icmp_type = e->icmp_type;
+	first.icmp_code = e->icmp_code;
+	if (reply) {
+		memcpy(first.src, p->flow.dst, 16);
+		memcpy(first.dst, p->flow.src, 16);
+		first.sport_be = p->flow.dport_be;
+		first.dport_be = p->flow.sport_be;
+	}
+	return first;
+}
+
+static void remember(struct worker *w, struct ct_entry *e, const struct canal_judgement *found)
+{
+	e->generation = (uint32_t)w->tables->generation;
+	e->verdict = CANAL_ALLOW;
+	e->rule[CANAL_EGRESS] = found->rule[CANAL_EGRESS];
+	e->rule[CANAL_INGRESS] = found->rule[CANAL_INGRESS];
+}
+
+/* A flow that was judged under another snapshot. */
+static enum canal_drop judge_again(struct worker *w, struct packet *p, uint32_t source, uint32_t destination, bool reply)
+{
+	struct ct_entry *e = p->ct;
+	struct canal_flow first = first_of(p, e, reply);
+	struct canal_judgement found;
+	enum canal_drop drop;
+
+	ask_policy(w, &first, reply ? destination : source, reply ? source : destination, e->from_host, &found);
+	drop = take_judgement(w, p, &first, &found);
+	if (unlikely(drop)) {
+		ct_remove(w->ct, e);
+		p->ct = NULL;
+		w->inserted = true;
+		return w->dp->config.flags & CANAL_DP_RESET_CUT ? CANAL_DROP_REJECTED : drop;
+	}
+	remember(w, e, &found);
+	e->in[!reply] = e->out[!reply] = CANAL_TARGET_NONE;
+	return CANAL_DROP_NONE;
+}
+
 static enum canal_drop judge_known(struct worker *w, struct packet *p, uint32_t source, uint32_t destination)
 {
 	struct ct_entry *e = p->ct;
-	uint32_t reply = (p->flow.flags & CANAL_FLOW_REPLY) != 0, generation = (uint32_t)w->tables->generation;
+	uint32_t reply = (p->flow.flags & CANAL_FLOW_REPLY) != 0;
 
 	return_through_host(w, p, e, reply);
-	if (e->generation != generation) {
-		struct canal_flow original = p->flow;
-		struct policy_verdict v;
+	if (e->generation != (uint32_t)w->tables->generation) {
+		enum canal_drop drop = judge_again(w, p, source, destination, reply);
 
-		if (reply) {
-			memcpy(original.src, p->flow.dst, 16);
-			memcpy(original.dst, p->flow.src, 16);
-			original.sport_be = p->flow.dport_be;
-			original.dport_be = p->flow.sport_be;
-		}
-		v = policy_match(w->tables, &original, reply ? destination : source, reply ? source : destination);
-		if (v.verdict == CANAL_DENY) {
-			ct_remove(w->ct, e);
-			p->ct = NULL;
-			w->inserted = true;
-			return CANAL_DROP_POLICY;
-		}
-		e->rule = v.rule;
-		e->generation = generation;
-		e->in[!reply] = e->out[!reply] = CANAL_TARGET_NONE;
+		if (drop)
+			return drop;
 	}
 	e->in[reply] = p->in;
 	e->out[reply] = p->out;
@@ -165,19 +240,22 @@ static enum canal_drop judge_known(struct worker *w, struct packet *p, uint32_t 
 
 static enum canal_drop judge_new(struct worker *w, struct packet *p, uint32_t source, uint32_t destination)
 {
-	struct policy_verdict v = policy_match(w->tables, &p->flow, source, destination);
-	enum canal_drop drop = CANAL_DROP_NONE;
+	struct canal_judgement found;
+	enum canal_drop drop;
 	struct ct_entry *e;
 
-	if (v.verdict == CANAL_DENY)
-		return CANAL_DROP_POLICY;
+	ask_policy(w, &p->flow, source, destination, from_host(w, p), &found);
+	drop = take_judgement(w, p, &p->flow, &found);
+	if (drop)
+		return drop;
 	e = ct_insert(w->ct, p, owner_of(w, p), w->now_ms, &drop);
 	w->inserted = true;
 	if (!e)
 		return drop;
-	e->generation = (uint32_t)w->tables->generation;
-	e->verdict = CANAL_ALLOW;
-	e->rule = v.rule;
+	count_hits(w, &found);
+	remember(w, e, &found);
+	e->icmp_type = p->flow.icmp_type;
+	e->icmp_code = p->flow.icmp_code;
 	e->from_host = from_host(w, p);
 	e->in[0] = p->in;
 	e->out[0] = p->out;

@@ -229,10 +229,20 @@ void canal_tables_free(struct canal_tables *tables)
 {
 	if (!tables)
 		return;
+	canal_policy_release(tables->policy);
 	fib_free(tables->fib);
 	free(tables->vtep_index);
 	free(tables->vteps);
 	free(tables);
+}
+
+int canal_tables_set_policy(struct canal_tables *tables, struct canal_policy *policy)
+{
+	canal_policy_release(tables->policy);
+	tables->policy = policy;
+	if (policy)
+		canal_policy_hold(policy);
+	return CANAL_OK;
 }
 
 int canal_fib_lookup(const struct canal_tables *tables, const uint8_t *addrs, size_t n, uint32_t *targets)

@@ -10,6 +10,7 @@ struct canal_tables {
 	struct fib *fib;
 	struct canal_vtep *vteps;
 	uint32_t n_vteps;
+	struct canal_policy *policy;         /* held; NULL: node.policy_default for everything */
 	struct canal_tables *next_retired;   /* epoch.c's, after it was replaced */
 	uint64_t retired_epoch;
 	/* vtep by underlay address: open addressing, built by tables.c */

@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #include "io.h"
+#include "notes.h"
 #include "pipeline.h"
 #include "spin.h"
 
@@ -64,7 +65,8 @@ struct worker *worker_new(struct canal_dp *dp)
 	w->heads = map_bytes(HEADS_BYTES);
 	w->pieces = map_bytes(pieces_size);
 	w->frags = frag_new(dp->config.frag_max, dp->config.seed);
-	if (canal_ct_new(dp->config.ct_max, dp->config.ct_share, dp->config.seed, &w->ct) != CANAL_OK || !w->frags || !w->tun_arena ||
+	w->notes = notes_new();
+	if (canal_ct_new(dp->config.ct_max, dp->config.ct_share, dp->config.seed, &w->ct) != CANAL_OK || !w->frags || !w->notes || !w->tun_arena ||
 	    !w->udp_arena || !w->heads || !w->pieces) {
 		worker_free(w);
 		return NULL;
@@ -86,6 +88,7 @@ void worker_free(struct worker *w)
 		canal_ct_free(w->ct);
 	if (w->frags)
 		frag_free(w->frags);
+	notes_free(w->notes);
 	free(w);
 }
 

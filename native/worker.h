@@ -118,6 +118,7 @@ struct worker {
 	uint64_t now_ms;
 	struct canal_ct *ct;
 	struct frag_table *frags;
+	struct notes *notes;            /* what policy denied, or logs */
 	bool inserted;                  /* this batch made an entry: earlier lookups of it may be stale */
 	bool stumbled;                  /* a read of this turn failed, and may fail again at once */
 	struct coalescer coalescer;
@@ -146,6 +147,7 @@ struct canal_dp {
 	_Atomic uint32_t stop, running, purge;   /* purge: ports wait to be forgotten by conntrack */
 	_Atomic uint32_t ct_entries, frag_entries, queued;
 	_Atomic uint32_t host_target;   /* the host TUN, CANAL_TARGET_NONE when there is none */
+	_Atomic uint64_t *hits;         /* config.rules_max, by rule; worker writes, any reads */
 	uint32_t n_ports;               /* highest index in use + 1; control */
 	uint32_t next_port;             /* where the search for a free row starts: rows are reused late; control */
 	struct port *ports;             /* CANAL_PORTS_MAX */
@@ -160,6 +162,12 @@ static inline void stat_add(_Atomic uint64_t *stat, uint64_t n)
 	atomic_store_explicit(stat, atomic_load_explicit(stat, memory_order_relaxed) + n, memory_order_relaxed);
 }
 static inline void worker_count(struct worker *w, enum canal_counter counter, uint64_t n) { w->counters.own.counter[counter] += n; }
+
+static inline void worker_hit(struct worker *w, uint32_t rule)
+{
+	if (rule < w->dp->config.rules_max)
+		stat_add(&w->dp->hits[rule], 1);
+}
 
 /* The end of a packet that goes no further. */
 static inline void worker_drop(struct worker *w, const struct packet *p, enum canal_drop reason)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 NATIVE = TESTS.parent / "native"
+# What a snapshot may hold.
+POLICY = ("policy.c", "policy_build.c", "classify.c", "classify_build.c", "classify_set.c")
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes", "-Werror")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 

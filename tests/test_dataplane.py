@@ -18,20 +18,11 @@ from scapy.layers.inet import IP, UDP
 
 from canal_udp._abi import dtype_of, ffi, lib
 from canal_udp.config import OPTIONS
-from canal_udp.dataplane import (
-    CALLS,
-    COUNTERS,
-    DROPS,
-    ERRORS,
-    EVENT_KINDS,
-    TABLES,
-    Dataplane,
-    DataplaneConfig,
-    raise_for,
-)
+from canal_udp.dataplane import CALLS, COUNTERS, DROPS, EVENT_KINDS, Dataplane, DataplaneConfig
 from canal_udp.encap.codecs import vxlan_pack, vxlan_unpack
 from canal_udp.encap.forwarding import Forwarding, Route, Vtep
 from canal_udp.errors import CanalError, DataplaneError, TableError
+from canal_udp.faults import ERRORS, TABLES, raise_for
 from canal_udp.readings import Frame, Status
 
 MAC, PEER_MAC = bytes.fromhex("02000000a001"), bytes.fromhex("02000000a002")

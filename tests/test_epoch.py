@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from native_build import build_native, run_program
+from native_build import POLICY, build_native, run_program
 
 
 @pytest.mark.parametrize(
@@ -16,5 +16,5 @@ from native_build import build_native, run_program
     ],
 )
 def test_swaps_under_a_reading_worker(tmp_path: Path, flags: tuple[str, ...]) -> None:
-    program = build_native(tmp_path, "test_epoch.c", ["epoch.c", "tables.c", "fib.c"], "-pthread", *flags)
+    program = build_native(tmp_path, "test_epoch.c", ["epoch.c", "tables.c", "fib.c", *POLICY], "-pthread", *flags)
     run_program(program, 300)

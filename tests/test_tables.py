@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from native_build import build_native, run_program
+from native_build import POLICY, build_native, run_program
 
 from canal_udp._abi import dtype_of, ffi, lib
 
@@ -157,4 +157,4 @@ def test_random_bytes_are_refused_or_harmless(seed: int) -> None:
 
 
 def test_vteps_are_found_by_address_and_encapsulation(tmp_path: Path) -> None:
-    run_program(build_native(tmp_path, "test_tables.c", ["tables.c", "fib.c"]))
+    run_program(build_native(tmp_path, "test_tables.c", ["tables.c", "fib.c", *POLICY]))

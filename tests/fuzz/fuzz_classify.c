@@ -10,7 +10,7 @@
  * Invariants: a set of rules is refused exactly when one of them is out of its domain, and then the first such row is named; else both
  *             searches find the same row, in a batch and one by one.
  */
-/* sources: classify.c classify_build.c classify_set.c fib.c */
+/* sources: classify.c classify_build.c classify_rules.c classify_set.c fib.c */
 #include <stdlib.h>
 
 #include "classify.h"

@@ -1,0 +1,77 @@
+"""What the compiler makes: arrays in the shape of canal.h's structs, and which rule each number stands for.
+
+Structure  Compiled ─┬─ classes   AddressClasses: prefix -> class, flags of each class
+                     ├─ programs  endpoint -> (egress, ingress): Program: rows, and class -> vector for both ends
+                     └─ rules     number in verdicts and counters -> RuleRef
+Invariants frozen, compared by identity: two publications that share a part share its object, and C's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from canal_udp.policy.cursor import NOWHERE, Where
+from canal_udp.policy.model import Action, Direction
+
+Array = NDArray[np.void]
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class AddressClasses:
+    """prefixes: struct canal_fib_entry, target = class. flags: one CANAL_CLASS_* word a class."""
+
+    prefixes: Array
+    flags: NDArray[np.uint32]
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Rows:
+    """table: struct canal_row. vectors: (n, words) uint64, a bit for each row."""
+
+    table: Array
+    vectors: NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Program:
+    """source, destination: class -> row of `rows.vectors`."""
+
+    rows: Rows
+    source: NDArray[np.uint32]
+    destination: NDArray[np.uint32]
+
+
+@dataclass(frozen=True, slots=True)
+class RuleRef:
+    """What a verdict's number stands for. `rule` -1: no rule matched, the end of the tier or of everything decided."""
+
+    direction: Direction
+    action: Action
+    tier: str = ""
+    policy: str = ""
+    rule: int = -1
+    reason: str = ""
+    where: Where = NOWHERE
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Compiled:
+    """Everything that a snapshot needs to know of policies. An endpoint that is not in `programs` gets no traffic."""
+
+    classes: AddressClasses
+    programs: Mapping[str, tuple[Program, Program]]
+    to_host: bool  # a pod may reach processes of its own node, if its own policy allows
+    rules: Mapping[int, RuleRef]
+
+
+def words(bits: NDArray[Any]) -> NDArray[np.uint64]:
+    """Rows of booleans as rows of 64-bit words, the first one in the lowest bit."""
+    packed = np.packbits(bits, axis=1, bitorder="little")
+    padded = np.zeros((len(bits), -(-packed.shape[1] // 8) * 8), np.uint8)
+    padded[:, : packed.shape[1]] = packed
+    return padded.view("<u8").astype(np.uint64, copy=False)
