@@ -94,9 +94,14 @@ class Direct:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The tables that the data plane uses; the generation is given when they are published."""
+    """The tables that the data plane uses; the generation is given when they are published.
+
+    policy   what the compiler made (policy.compiled.Compiled), the same object while nothing changed; None: no pod gets
+             traffic yet.
+    """
 
     forwarding: Forwarding
+    policy: object = None
     key: str = "forwarding"
 
 
@@ -264,6 +269,13 @@ class LeasesSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyKnown:
+    """Policies and pods as the compiler made them; see Published."""
+
+    policy: object
+
+
+@dataclass(frozen=True, slots=True)
 class StoreSeen:
     """The store answers; or does not, or says no, and why."""
 
@@ -272,5 +284,5 @@ class StoreSeen:
 
 Event = (
     Tick | UnderlaySeen | Done | Failed | DeviceGone | NamespaceGone | Attach | Detach | MtuLearned | MtuSeen
-    | RoutesSeen | DirectSeen | NetworkKnown | LeaseHeld | LeasesSeen | StoreSeen
+    | RoutesSeen | DirectSeen | NetworkKnown | LeaseHeld | LeasesSeen | PolicyKnown | StoreSeen
 )  # fmt: skip

@@ -49,6 +49,7 @@ from canal_udp.daemon_hands import Hands
 from canal_udp.daemon_health import PageServer, health_pages, sd_notify
 from canal_udp.daemon_objects import ObjectKeeper
 from canal_udp.daemon_paths import PathProber
+from canal_udp.daemon_policy import PolicyKeeper
 from canal_udp.daemon_store import Keeper
 from canal_udp.dataplane import Dataplane, DataplaneConfig
 from canal_udp.endpoints import FILE_NAME, Endpoint, load
@@ -130,6 +131,7 @@ class Daemon:
         previous = Previous(*previous_subnets(read(config.subnet_file)))
         self._keeper = Keeper(self._store, config, previous, self._claim, self.apply)
         self.objects = ObjectKeeper(self._store, config, self._name, self.node, self._on_objects)
+        self.policy = PolicyKeeper(self.node, self.objects.cluster.everything, self.apply)
         self.prober = PathProber(host, self.node, config.mtu_probe_s, self.apply, now)
         endpoints = Endpoints(self)
         cni = daemon_cni.Cni(self, endpoints)
@@ -151,6 +153,7 @@ class Daemon:
         asyncio.get_running_loop().add_reader(self.dataplane.events_fd, self._on_dataplane_events)
         self._spawn(self._keeper.run(), "store")
         self._spawn(self.objects.run(), "objects")
+        self._spawn(self.policy.run(), "policy")
         self._spawn(self._tick(), "tick")
         if self.config.mtu_probe_s:
             self._spawn(self.prober.run(), "paths")
@@ -186,6 +189,7 @@ class Daemon:
         if self.config.clean:
             await self._clean()
         self.objects.close()
+        self.policy.close()
         await self._store.close()
         try:
             self.dataplane.stop(STOP_S)
@@ -224,6 +228,7 @@ class Daemon:
             self.prober.notice()
             self._keeper.notice()
             self.objects.notice()
+            self.policy.notice()
             self._tell_supervisor()
 
     async def _perform(self, action: Action) -> list[Event]:
@@ -283,6 +288,7 @@ class Daemon:
     def _on_objects(self, changes: Changes, in_sync: bool) -> None:
         """The objects of the cluster that are different now."""
         event(LOG, "debug", "objects.changed", count=len(changes), in_sync=in_sync)
+        self.policy.take(changes)
 
     # timers and descriptors
 
@@ -362,7 +368,11 @@ class Daemon:
 
     def reasons(self) -> tuple[str, ...]:
         """Everything that is not as it should be."""
-        return (*(problem for _, problem in self._complaints()), *self.objects.problems)
+        return (
+            *(problem for _, problem in self._complaints()),
+            *self.objects.problems,
+            *filter(None, (self.policy.problem,)),
+        )
 
     def _complaints(self) -> Iterator[tuple[str, str]]:
         yield from self.node.complaints

@@ -57,6 +57,7 @@ class Endpoints:
             if before is None:
                 await self._daemon.apply(Detach(wanted.name))
             raise RequestError(f"{wanted.name}: {problem}")
+        await self._daemon.policy.settled()  # its first packet meets its policies
         return node.endpoints[wanted.name]
 
     async def detach(self, endpoint: Endpoint) -> None:

@@ -42,6 +42,8 @@ from canal_udp.encap.forwarding import Forwarding
 from canal_udp.errors import CanalError
 from canal_udp.logs import event
 from canal_udp.netfilter import Rules
+from canal_udp.policy.compile import Engine
+from canal_udp.policy.compiled import Compiled
 from canal_udp.rounds import Rounds
 from canal_udp.tunnel.host import AnyMonitor, AnyTun, Host
 from canal_udp.tunnel.sockets import UnderlaySocket
@@ -60,7 +62,7 @@ class Forwarder(Protocol):
     def add_host(self, fd: int, mtu_bytes: int) -> int: ...
     def add_underlay(self, fd: int, encap: str, family: int, tx_only: bool = False) -> int: ...
     def remove_port(self, index: int) -> None: ...
-    def publish(self, forwarding: Forwarding) -> None: ...
+    def publish(self, forwarding: Forwarding, policy: Compiled | None = None) -> None: ...
     def reclaim(self) -> int: ...
 
 
@@ -101,6 +103,7 @@ class Hands:
         self._routes_known: dict[IPAddress, bool] = {}  # does it lead into our device?
         self._strict = False  # rp_filter, as last seen
         self._generation = 0
+        self._closed = Engine().compile({})  # no pod gets traffic before its policies are known
         self._monitor = host.monitor(None)
         self._watch(HOST, self._monitor)
 
@@ -237,7 +240,8 @@ class Hands:
             bad = frozenset(address for address, leads in self._routes_known.items() if leads)
             return [Failed(goal, "a peer's route leads into our own device"), RoutesSeen(bad)]
         self._generation += 1
-        self._forwarder.publish(replace(goal.forwarding, generation=self._generation))
+        policy = goal.policy if isinstance(goal.policy, Compiled) else self._closed
+        self._forwarder.publish(replace(goal.forwarding, generation=self._generation), policy)
         return [Done(goal)]
 
     def of_port(self, index: int) -> Goal | None:

@@ -38,6 +38,7 @@ from canal_udp.actions import (
     MtuSeen,
     NamespaceGone,
     NetworkKnown,
+    PolicyKnown,
     Published,
     Release,
     RoutesSeen,
@@ -87,6 +88,7 @@ class Node:
         self.lease: Lease | None = None
         self.leases: LeaseSnapshot | None = None
         self.underlay: Underlay | None = None
+        self.policy: object = None  # what the compiler made; None: nothing yet
         self.endpoints: dict[str, Endpoint] = {one.name: one for one in endpoints}
         self.peers = PeerTable((), ())  # the other nodes, and the leases that are not used with the reason
         self.recursive: frozenset[IPAddress] = frozenset()
@@ -147,6 +149,8 @@ class Node:
                 yield from self._take_lease(lease)
             case LeasesSeen(snapshot):
                 self.leases = snapshot
+            case PolicyKnown(policy):
+                self.policy = policy
             case StoreSeen(problem):
                 yield from self._note("store", problem)
             case Attach(endpoint):
@@ -274,7 +278,7 @@ class Node:
         yield wanted_rules(self.config, self.network, self.lease)
         # not before the peers are known: their pods would be called unreachable
         if self._agenda.get(f"device {HOST}") is not None and self.leases is not None:
-            yield Published(forwarding)
+            yield Published(forwarding, self.policy)
         if self.published:
             yield File(self.config.subnet_file, self._subnet_env().text(), 0o644)
             if self.config.cni_conf_dir is not None:
@@ -425,6 +429,13 @@ class Node:
         )
 
     # what others may know
+
+    @property
+    def own_addresses(self) -> frozenset[IPAddress]:
+        """Where this host's own packets come from: the underlay's addresses and those of its device in the overlay."""
+        found = [self.underlay.public_ip, self.underlay.public_ip6] if self.underlay else []
+        found += [prefix.network_address for prefix in self.lease.prefixes] if self.lease else []
+        return frozenset(address for address in found if address is not None)
 
     @property
     def state(self) -> str:

@@ -43,7 +43,7 @@ class FakeDataplane:
         del self.table[index]
         self.removed.append(index)
 
-    def publish(self, forwarding: Forwarding) -> None:
+    def publish(self, forwarding: Forwarding, policy: object = None) -> None:
         """Refuse what the real one refuses: a route to a port that is not there."""
         pods = {name for kind, name in self.table.values() if kind == "pod"}
         assert ("host", "") in self.table.values()

@@ -100,6 +100,10 @@ class Cluster:
             settings=next(iter(named(Settings).values()), CALICO_DEFAULTS),
         )
 
+    def everything(self) -> Changes:
+        """All objects, as if there had been none before."""
+        return tuple((kind, key, found) for kind, objects in self._objects.items() for key, found in objects.items())
+
     @property
     def problems(self) -> tuple[str, ...]:
         return tuple(sorted(self._problems.values()))
