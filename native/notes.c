@@ -99,8 +99,8 @@ void notes_add(struct notes *notes, const struct packet *p, const struct canal_f
 
 static void read_row(struct row *row, struct canal_note *note)
 {
+	uint64_t words[WORDS] = { 0 };
 	uint32_t before, after;
-	uint64_t words[WORDS];
 
 	do {
 		before = atomic_load_explicit(&row->sequence, memory_order_acquire);
