@@ -230,7 +230,7 @@ def _can_reach(text: str) -> str:
 
 
 OPTIONS: tuple[Option, ...] = (
-    Option("store", "where leases are kept: sqlite:///path", metavar="URL", parse=_store),
+    Option("store", "where leases are kept: sqlite:///path or etcd://host:port/prefix", metavar="URL", parse=_store),
     Option("network", "IPv4 network of all nodes; made when the store has none", metavar="CIDR", parse=parse_network4),
     Option("network6", "IPv6 network of all nodes", metavar="CIDR", parse=parse_network6),
     Option("encap", "how packets travel: udp, vxlan or host-gw", metavar="ENCAP", parse=_one_of(*ENCAPS)),

@@ -44,6 +44,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     "numpy": ("_abi", "encap.fib", "dataplane", "faults", "policy_tables", "policy."),
     "matplotlib": ("bench.picture",),
     "msgspec": ("",),
+    "grpclib": ("control.etcd_client", "control.etcd"),
+    "google": ("control.etcd_messages",),  # protobuf
 }
 PURE = (
     *(
@@ -171,7 +173,7 @@ def test_only_the_data_plane_calls_the_library(module: str) -> None:
 
 def test_command_line_starts_without_the_heavy_libraries() -> None:
     """`canal status` asks a socket: whatever costs more than a few milliseconds is imported by those who need it."""
-    heavy = {"numpy", "uvloop", "scapy", "pyroute2", "yaml"}
+    heavy = {"numpy", "uvloop", "scapy", "pyroute2", "yaml", "grpclib", "google"}
     code = f"import sys, canal_udp.__main__; print(*sorted({heavy} & {{*sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

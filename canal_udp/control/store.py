@@ -11,6 +11,7 @@ Faults      StoreConflict: someone else was first, read again. StoreUnavailable:
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -232,7 +233,7 @@ class TypedStore(ABC):
 
 
 def open_store(url: str) -> Store:
-    """The store of a URL: sqlite:///path or memory://name. Nothing is read or written yet."""
+    """The store of a URL: sqlite:///path, etcd://host:port/prefix or memory://name. Nothing is read or written yet."""
     scheme, separator, rest = url.partition("://")
     match scheme if separator else "":
         case "sqlite" if rest.startswith("/") and len(rest) > 1:
@@ -243,7 +244,20 @@ def open_store(url: str) -> Store:
             from canal_udp.control.memory import MemoryStore
 
             return MemoryStore.named(rest)
-    raise UsageError(f"store {printable(url)!r}: must be sqlite:///path or memory://name")
+        case "etcd" | "etcds":
+            return _open_etcd(url)
+    raise UsageError(f"store {printable(url)!r}: must be sqlite:///path, etcd://host:port/prefix or memory://name")
+
+
+def _open_etcd(url: str) -> Store:
+    from canal_udp.control.etcd_url import parse
+
+    where = parse(url, os.environ)
+    try:
+        from canal_udp.control.etcd import EtcdStore
+    except ModuleNotFoundError as error:
+        raise UsageError(f"a store in etcd needs {error.name}: pip install 'canal-udp[etcd]'") from None
+    return EtcdStore(where)
 
 
 def _known(kind: str) -> str:
