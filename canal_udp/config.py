@@ -75,6 +75,7 @@ class DaemonConfig:
     busy_poll_us: int = 60
     mtu_probe_s: int = 2  # 0: paths are believed
     healthz_addr: str | None = None  # host:port
+    metrics_addr: str | None = None  # host:port
     ip_masq: bool = False
     direct_routing: bool = False  # without encapsulation to peers on our own link
     strict_checksums: bool = False
@@ -260,6 +261,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("healthz_addr", "answer /healthz and /readyz here", metavar="HOST:PORT", parse=_listen),
     Option("direct_routing", "without encapsulation to peers on our own link, by routes of the kernel", "switch"),
+    Option("metrics_addr", "answer /metrics here, and /healthz and /readyz", "text", "HOST:PORT", _listen),
     Option("ip_masq", "masquerade what pods send to the outside, and let their packets be forwarded", "switch"),
     Option("strict_checksums", "verify the inner checksums of what peers send", "switch"),
     Option("no_udp_gso", "never send UDP superpackets", "switch"),

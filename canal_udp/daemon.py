@@ -46,7 +46,8 @@ from canal_udp.control.subnet_env import previous_subnets, read, sweep
 from canal_udp.daemon_api import Server, Service
 from canal_udp.daemon_endpoints import Endpoints
 from canal_udp.daemon_hands import Hands
-from canal_udp.daemon_health import PageServer, health_pages, sd_notify
+from canal_udp.daemon_health import Answer, PageServer, health_pages, sd_notify
+from canal_udp.daemon_metrics import metrics
 from canal_udp.daemon_objects import ObjectKeeper
 from canal_udp.daemon_paths import PathProber
 from canal_udp.daemon_policy import PolicyKeeper
@@ -57,6 +58,7 @@ from canal_udp.errors import CanalError, ConfigError, DeviceError
 from canal_udp.identity import FILE_NAME as IDENTITY_NAME
 from canal_udp.identity import own_mac
 from canal_udp.logs import event, setup
+from canal_udp.metrics import KIND, exposition
 from canal_udp.node import Node
 from canal_udp.policy.cluster import Changes
 from canal_udp.tunnel import selftest
@@ -137,7 +139,9 @@ class Daemon:
         cni = daemon_cni.Cni(self, endpoints)
         self._server = Server(Service(self, endpoints, cni))
         self._cni = daemon_cni.Server(cni)
-        self._health = PageServer(health_pages(self.checks))
+        pages = health_pages(self.checks)
+        self._health = PageServer(pages)
+        self._metrics = PageServer(pages | {"/metrics": lambda query: Answer(True, exposition(metrics(self)), KIND)})
         self._ready = False
 
     # life
@@ -161,6 +165,8 @@ class Daemon:
         await self._cni.start(self.config.run_dir)
         if self.config.healthz_addr:
             await self._health.start(*parse_listen(self.config.healthz_addr))
+        if self.config.metrics_addr:
+            await self._metrics.start(*parse_listen(self.config.metrics_addr))
 
     async def until_stopped(self) -> int:
         """Wait for SIGTERM or SIGINT, or for a part of us to fail."""
@@ -185,6 +191,7 @@ class Daemon:
         await self._server.stop()
         await self._cni.stop()
         await self._health.stop()
+        await self._metrics.stop()
         asyncio.get_running_loop().remove_reader(self.dataplane.events_fd)
         if self.config.clean:
             await self._clean()

@@ -18,7 +18,7 @@ NATIVE = ROOT / "native"
 # ---- Python: a module imports from layers above it in this list, and from its own -----------------------------------
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "net", "netfilter", "logs"),
+    ("errors", "net", "netfilter", "metrics", "logs"),
     ("config", "readings", "control", "cni", "encap", "endpoints", "underlay", "policy", "identity", "flannel"),
     ("node", "actions", "agenda", "rounds"),
     ("_abi", "encap.fib", "tunnel"),
@@ -26,7 +26,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("dataplane", "faults", "policy_tables"),
     (
         *("api", "daemon", "daemon_api", "daemon_cni", "daemon_endpoints", "daemon_hands", "daemon_health"),
-        *("daemon_listener", "daemon_objects", "daemon_paths", "daemon_policy", "daemon_store", "lab", "bench"),
+        *(
+            "daemon_listener",
+            "daemon_metrics",
+            "daemon_objects",
+            "daemon_paths",
+            "daemon_policy",
+            "daemon_store",
+            "lab",
+            "bench",
+        ),
     ),
     ("flannel.run", "flannel.lease_only"),
     ("cli", "__main__"),
