@@ -132,7 +132,7 @@ class Daemon:
         self._store = open_store(config.store)
         previous = Previous(*previous_subnets(read(config.subnet_file)))
         self._keeper = Keeper(self._store, config, previous, self._claim, self.apply)
-        self.objects = ObjectKeeper(self._store, config, self._name, self.node, self._on_objects)
+        self.objects = ObjectKeeper(self._store, config, self.name, self.node, self._on_objects)
         self.policy = PolicyKeeper(self.node, self.objects.cluster.everything, self.apply)
         self.prober = PathProber(host, self.node, config.mtu_probe_s, self.apply, now)
         endpoints = Endpoints(self)
@@ -357,7 +357,8 @@ class Daemon:
         )
 
     @property
-    def _name(self) -> str:
+    def name(self) -> str:
+        """How the others call this node."""
         return self.node.config.node or socket.gethostname()
 
     def _claim(self) -> Claim | None:
@@ -369,7 +370,7 @@ class Daemon:
             underlay.public_ip6,
             encap=config.encap,
             vtep_mac=self.node.mac if config.encap == "vxlan" else None,
-            node=self._name,
+            node=self.name,
             vni=config.vni,
         )
 

@@ -7,7 +7,6 @@ Invariants   A request changes something only through the daemon's `apply`, so i
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import re
 import socket
@@ -20,6 +19,7 @@ from canal_udp.api import REQUEST_MAX_BYTES, SOCKET_NAME, decode, encode, failur
 from canal_udp.control.acquire import owns
 from canal_udp.control.shown import lease_row
 from canal_udp.daemon_endpoints import Endpoints
+from canal_udp.daemon_flows import KINDS, FlowLog
 from canal_udp.daemon_listener import Listener
 from canal_udp.endpoints import Endpoint, change_labels, check_name, parse_labels
 from canal_udp.errors import CanalError, RequestError
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("canal.api")
 IDLE_S = 30.0
 FLOWS_MAX = 100_000
-FLOWS_A_TURN = 500
 
 Request = Mapping[str, Any]
 Operation = Callable[[Request], Awaitable[Any]]
@@ -68,12 +67,15 @@ class Service:
 
     def __init__(self, daemon: Daemon, endpoints: Endpoints, cni: Cni) -> None:
         self._daemon, self._known, self._cni = daemon, endpoints, cni
+        self._log = FlowLog(daemon)
         self._operations: dict[str, Operation] = {
             "status": self._status,
             "peers": self._peers,
             "endpoints": self._endpoints,
             "flows": self._flows,
             "drops": self._drops,
+            "flow_log": self._flow_log,
+            "hits": self._hits,
             "attach": self._attach,
             "detach": self._detach,
             "label": self._label,
@@ -169,15 +171,20 @@ class Service:
         return [self._endpoint_row(one) for one in self._daemon.node.endpoints.values()]
 
     async def _flows(self, request: Request) -> list[dict[str, Any]]:
-        limit = request.get("limit", FLOWS_MAX)
-        if not isinstance(limit, int) or not 0 < limit <= FLOWS_MAX:
-            raise RequestError(f"limit: 1 to {FLOWS_MAX}")
-        rows: list[dict[str, Any]] = []
-        for flow in itertools.islice(self._daemon.dataplane.flows(), limit):
-            rows.append(asdict(flow) | {"src": str(flow.src), "dst": str(flow.dst)})
-            if len(rows) % FLOWS_A_TURN == 0:  # a full table takes seconds, and the lease wants to be renewed
-                await asyncio.sleep(0)
+        rows: list[dict[str, Any]] = (await self._log.read("flows", 0, _limit(request)))["rows"]
         return rows
+
+    async def _flow_log(self, request: Request) -> dict[str, Any]:
+        kind = next((one for one in KINDS if one == request.get("kind")), None)
+        if kind is None:
+            raise RequestError(f"kind: one of {', '.join(KINDS)}")
+        since_ms = request.get("since_ms", 0)
+        if not isinstance(since_ms, int) or not 0 <= since_ms < 1 << 63:
+            raise RequestError("since_ms: what an earlier answer called now_ms, or 0")
+        return await self._log.read(kind, since_ms, _limit(request))
+
+    async def _hits(self, request: Request) -> list[dict[str, Any]]:
+        return self._log.hits()
 
     async def _drops(self, request: Request) -> dict[str, int]:
         return self._daemon.dataplane.drops()
@@ -273,6 +280,13 @@ def _conservation(counters: Mapping[str, int], drops: Mapping[str, int], queued:
 
 def _text(value: object) -> str | None:
     return None if value is None else str(value)
+
+
+def _limit(request: Request) -> int:
+    limit = request.get("limit", FLOWS_MAX)
+    if not isinstance(limit, int) or not 0 < limit <= FLOWS_MAX:
+        raise RequestError(f"limit: 1 to {FLOWS_MAX}")
+    return limit
 
 
 def _string(request: Request, name: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,11 +82,18 @@ def _policy(daemon: Daemon) -> Iterator[Metric]:
     samples = tuple(({"kind": kind}, count) for kind, count in objects.cluster.counts().items())
     yield Metric("canal_objects", "gauge", "Policies, pods and what else the cluster knows.", samples)
     yield gauge("canal_objects_in_sync", "1 while the cluster's objects are followed.", objects.in_sync)
-    rules = policy.compiled.rules if policy.compiled else ()
+    rules = policy.compiled.rules if policy.compiled else {}
     yield gauge("canal_policy_rules", "Rules in force on this node.", len(rules))
     yield gauge(
         "canal_policy_in_force", "1 once policies have been compiled for this node.", policy.compiled is not None
     )
+    hits = Counter[tuple[str, str]]()
+    for number, count in enumerate(daemon.dataplane.hits(max(rules, default=-1) + 1)):
+        if number in rules:
+            hits[rules[number].direction, rules[number].action] += count
+    found = tuple(({"direction": direction, "action": action}, count) for (direction, action), count in hits.items())
+    text = "Flows that rules let begin, packets that they denied; canal policy list --hits has each rule."
+    yield Metric("canal_policy_hits_total", "counter", text, found)
     text = "1 while the policies cannot be compiled, and older ones stay in force."
     yield gauge("canal_policy_failed", text, bool(policy.problem))
 

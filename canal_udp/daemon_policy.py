@@ -106,7 +106,7 @@ class PolicyKeeper:
     def _failed(self, reason: str) -> None:
         self.problem = f"policies are those of before: {reason}"
         event(LOG, "error", "policy.not_compiled", reason=reason)
-        self._engine, self._pending = Engine(), [self._everything()]
+        self._engine, self._pending = Engine(book=self._engine.book), [self._everything()]  # numbers keep their meaning
 
     def close(self) -> None:
         """Let go of the thread."""

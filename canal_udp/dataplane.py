@@ -11,8 +11,8 @@ import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv6Address
 from socket import htons, ntohs
+from time import monotonic_ns
 from types import TracebackType
 from typing import Any
 
@@ -25,19 +25,18 @@ from canal_udp.errors import CanalError, DataplaneError
 from canal_udp.faults import new_fault, raise_for
 from canal_udp.policy.compiled import Compiled
 from canal_udp.policy_tables import PolicyTables
-from canal_udp.readings import Event, Flow, Frame, PortStats, Status
+from canal_udp.readings import Event, Flow, Frame, Note, PortStats, Status
+from canal_udp.recorded import flow_of, note_of
 
 __all__ = [
     *("COUNTERS", "DROPS", "CT_STATES", "EVENT_KINDS", "VERDICTS", "VNET_HDR_SIZE"),
     *("Dataplane", "DataplaneConfig", "isa"),
-    *("Event", "Flow", "Frame", "PortStats", "Status"),
+    *("Event", "Flow", "Frame", "Note", "PortStats", "Status"),
 ]
 
 COUNTERS = enum_names("enum canal_counter", "CANAL_")
 CALLS = enum_names("enum canal_call", "CANAL_CALL_")
 DROPS = enum_names("enum canal_drop", "CANAL_DROP_")
-CT_STATES = enum_names("enum canal_ct_state", "CANAL_CT_")
-VERDICTS = enum_names("enum canal_verdict", "CANAL_")
 EVENT_KINDS = {
     value: name.removeprefix("CANAL_EVENT_").lower()
     for value, name in ffi.typeof("enum canal_event_kind").elements.items()
@@ -102,6 +101,7 @@ class Dataplane:
         self._ports: dict[int, _Port] = {}
         self._vteps: tuple[Vtep, ...] = ()
         self._policies = PolicyTables()
+        self._rules_max = config.rules_max
         self._worker: _Worker | None = None
         self.events_fd: int = raise_for(lib.canal_events_fd(self._dp))
 
@@ -219,37 +219,39 @@ class Dataplane:
         raise_for(lib.canal_ports_read(self._open, ffi.from_buffer("struct canal_port_stats[]", rows), len(rows)))
         return [_port_stats(index, port, rows[index]) for index, port in sorted(self._ports.items())]
 
-    def flows(self) -> Iterator[Flow]:
-        """The conntrack table, a block at a time; flows that come and go meanwhile may be missed or met twice."""
+    def flows(self, since_ms: int = 0) -> Iterator[Flow]:
+        """The conntrack table, a block at a time; flows that come and go meanwhile may be missed or met twice.
+
+        since_ms   only those that had a packet after that, on the clock of `notes`.
+        """
         rows, cursor = np.zeros(READ_ROWS, dtype_of("struct canal_flow_info")), ffi.new("uint32_t *")
         while True:
             into = ffi.from_buffer("struct canal_flow_info[]", rows)
             n = raise_for(lib.canal_flows_read(self._open, cursor, into, len(rows)))
-            for row in rows[:n]:
-                yield self._flow(row)
+            found = rows[:n]
+            if since_ms:
+                found = found[found["idle_ms"] < max(monotonic_ns() // 1_000_000 - since_ms, 0)]
+            for row in found:
+                yield flow_of(row, self._target)
             if cursor[0] == 0:
                 return
 
-    def _flow(self, row: Any) -> Flow:
-        src, dst = (unpacked(row[end].tobytes()) or IPv6Address(0) for end in ("src", "dst"))
-        return Flow(
-            src=src,
-            dst=dst,
-            proto=int(row["proto"]),
-            sport=ntohs(int(row["sport_be"])),
-            dport=ntohs(int(row["dport_be"])),
-            state=CT_STATES[row["state"]],
-            verdict=VERDICTS[row["verdict"]],
-            rules=(int(row["rule"][0]), int(row["rule"][1])),
-            came_from=self._target(int(row["in_target"])),
-            goes_to=self._target(int(row["out_target"])),
-            packets=(int(row["packets"][0]), int(row["packets"][1])),
-            bytes=(int(row["bytes"][0]), int(row["bytes"][1])),
-            generation=int(row["generation"]),
-            age_ms=int(row["age_ms"]),
-            idle_ms=int(row["idle_ms"]),
-            expires_ms=int(row["expires_ms"]),
-        )
+    def notes(self, since_ms: int = 0) -> tuple[list[Note], int]:
+        """The flows that policy denied or was asked to log, seen after since_ms; and the time of now. thread: any."""
+        rows, now_ms = np.zeros(READ_ROWS, dtype_of("struct canal_note")), ffi.new("uint64_t *")
+        into = ffi.from_buffer("struct canal_note[]", rows)
+        n = raise_for(lib.canal_notes_read(self._open, since_ms, into, len(rows), now_ms))
+        return [note_of(row, self._target) for row in rows[:n]], int(now_ms[0])
+
+    def hits(self, rules: int) -> list[int]:
+        """By number of the rule, below `rules`: flows that it let begin, packets that it denied. thread: any.
+
+        Rules beyond DataplaneConfig.rules_max are not counted, and not in the list.
+        """
+        hits = np.zeros(min(rules, self._rules_max), np.uint64)
+        raise_for(lib.canal_hits_read(self._open, 0, ffi.from_buffer("uint64_t[]", hits), len(hits)))
+        counts: list[int] = hits.tolist()
+        return counts
 
     def _target(self, target: int) -> str:
         kind, index = target & lib.CANAL_TARGET_KIND, target & lib.CANAL_TARGET_INDEX

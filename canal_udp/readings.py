@@ -48,6 +48,29 @@ class Flow:
 
 
 @dataclass(frozen=True, slots=True)
+class Note:
+    """A flow that policy denied, or that a rule asked to log; times are of the clock that `Dataplane.notes` tells."""
+
+    src: Address
+    dst: Address
+    proto: int
+    sport: int
+    dport: int
+    icmp_type: int
+    icmp_code: int
+    verdict: str
+    reject: bool  # the sender was told
+    end: str  # "egress" or "ingress": who denied
+    rules: tuple[int, int]  # of egress, of ingress; 0: that end has no policy here, or was not asked
+    logs: tuple[int, int]  # the last rule before it that asked to log
+    came_from: str
+    packets: int
+    bytes: int
+    first_ms: int
+    last_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """Something the data plane found out: "mtu", "gso_fallback", "port_error", "lost", "stalled"."""
 

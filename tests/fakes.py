@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from canal_udp.encap.forwarding import Forwarding
-from canal_udp.readings import Event, Flow, PortStats, Status
+from canal_udp.readings import Event, Flow, Note, PortStats, Status
 
 
 @dataclass
@@ -18,6 +18,8 @@ class FakeDataplane:
     published: list[Forwarding] = field(default_factory=list)
     removed: list[int] = field(default_factory=list)
     waiting: list[Event] = field(default_factory=list)
+    tracked: list[Flow] = field(default_factory=list)
+    noted: list[Note] = field(default_factory=list)
     running: bool = False
     worker_error: str | None = None
     events_fd: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
@@ -75,8 +77,14 @@ class FakeDataplane:
     def ports(self) -> list[PortStats]:
         return []
 
-    def flows(self) -> Iterator[Flow]:
-        return iter(())
+    def flows(self, since_ms: int = 0) -> Iterator[Flow]:
+        return iter(self.tracked)
+
+    def notes(self, since_ms: int = 0) -> tuple[list[Note], int]:
+        return [note for note in self.noted if note.last_ms > since_ms], 10_000
+
+    def hits(self, rules: int) -> list[int]:
+        return list(range(min(rules, 3)))
 
     def status(self) -> Status:
         generation = self.published[-1].generation if self.published else 0

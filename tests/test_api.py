@@ -20,7 +20,9 @@ from canal_udp.daemon import Daemon
 from canal_udp.daemon_api import default_name
 from canal_udp.dataplane import Dataplane
 from canal_udp.errors import DaemonUnreachable, RequestError
-from canal_udp.readings import Event
+from canal_udp.policy.compiled import RuleRef
+from canal_udp.policy.cursor import Where
+from canal_udp.readings import Event, Flow, Note
 from canal_udp.tunnel.fake import FakeHost
 from canal_udp.tunnel.selftest import Offloads
 from tests.fakes import FakeDataplane
@@ -335,6 +337,71 @@ def test_flows_and_drops(bench: Bench) -> None:
         assert await bench.ask("drops") == {"short": 0, "no_route": 0}
         with pytest.raises(RequestError, match="limit"):
             await bench.ask("flows", limit=-1)
+
+    bench.run(work)
+
+
+A, B, STRANGER = ip_address("10.244.1.2"), ip_address("10.244.1.3"), ip_address("203.0.113.9")
+TRACKED = Flow(
+    *(A, STRANGER, 6, 40000, 443, "established", "allow", (1, 0), "pod default/a", "host"),
+    *((10, 20), (1000, 2000), 7, 5000, 1500, 60_000),
+)
+NOTED = Note(
+    *(A, B, 6, 40000, 80, 0, 0, "deny", True, "ingress", (1, 2), (0, 3), "pod default/a"),
+    *(3, 180, 4000, 9000),
+)
+RULES = {
+    1: RuleRef("egress", "Allow", "default", "NetworkPolicy:default/out", 0, where=Where("out.yaml", 9)),
+    2: RuleRef("ingress", "Deny", "default", "NetworkPolicy:default/in", -1, "no rule of the tier matched"),
+    3: RuleRef("ingress", "Log", "default", "NetworkPolicy:default/in", 0),
+}
+
+
+def test_the_flow_log_names_ends_and_rules(bench: Bench) -> None:
+    async def work() -> None:
+        await bench.ask("attach", netns="a", labels=["app=x"])
+        await bench.ask("attach", netns="b")
+        bench.plane.tracked, bench.plane.noted = [TRACKED], [NOTED]
+        await bench.until(lambda: bench.daemon.policy.compiled)
+        assert bench.daemon.policy.compiled is not None
+        bench.daemon.policy.compiled = replace(bench.daemon.policy.compiled, rules=RULES)
+        (row,) = (await bench.ask("flow_log", kind="flows"))["rows"]
+        assert (row["src_name"], row["src_labels"]) == ("default/a", {"app": "x"})
+        assert (row["dst_name"], row["dst_labels"], row["protocol"]) == (None, None, "TCP")
+        assert row["egress"] == {
+            "action": "Allow",
+            "tier": "default",
+            "policy": "NetworkPolicy:default/out",
+            "rule": 0,
+            "where": "out.yaml:9",
+        }
+        assert row["ingress"] is None, "nobody here polices what is outside"
+        assert row["first_seen"] < row["last_seen"] and row["last_seen"].endswith("Z")
+        answer = await bench.ask("flow_log", kind="denied")
+        (row,) = answer["rows"]
+        assert (row["reason"], row["denied_by"], row["ingress"]["rule"]) == ("rejected", "ingress", -1)
+        assert (row["dst_name"], row["packets"], row["bytes"]) == ("default/b", [3, 0], [180, 0])
+        assert answer["more"] is False
+        assert (await bench.ask("flow_log", kind="denied", since_ms=9000))["rows"] == []
+        (row,) = (await bench.ask("flow_log", kind="logged"))["rows"]
+        assert row["log"]["ingress"]["action"] == "Log"
+        hits = await bench.ask("hits")
+        assert [(row["policy"], row["rule"], row["hits"]) for row in hits] == [
+            *(("NetworkPolicy:default/out", 0, 1), ("NetworkPolicy:default/in", -1, 2)),
+            ("NetworkPolicy:default/in", 0, None),
+        ], "rules beyond those that are counted are no error"
+
+    bench.run(work)
+
+
+def test_an_answer_says_what_did_not_fit(bench: Bench) -> None:
+    async def work() -> None:
+        bench.plane.tracked = [replace(TRACKED, sport=port) for port in range(1200)]
+        answer = await bench.ask("flow_log", kind="flows", limit=600)
+        assert (len(answer["rows"]), answer["more"]) == (600, True)
+        for bad in ({"kind": "x"}, {"kind": "flows", "since_ms": -1}, {"kind": "flows", "limit": 0}):
+            with pytest.raises(RequestError):
+                await bench.ask("flow_log", **bad)
 
     bench.run(work)
 

@@ -15,6 +15,7 @@ import pytest
 
 from canal_udp.__main__ import COMMANDS, main
 from canal_udp.api import SOCKET_NAME, decode, encode
+from canal_udp.cli import flows
 from canal_udp.cli.output import amount, text
 
 STATUS = {
@@ -44,6 +45,11 @@ FLOW = {
     "dst": "fd00::2",
     "dport": 80,
     "proto": 6,
+    "protocol": "TCP",
+    "dst_name": "shop/web",
+    "egress": None,
+    "ingress": {"action": "Allow", "policy": "NetworkPolicy:shop/web", "rule": 2},
+    "bytes": [1000, 2000],
     "came_from": "pod default/a",
     "goes_to": "vtep 192.0.2.2/vxlan",
     "state": "established",
@@ -112,24 +118,62 @@ def test_status_for_programs(daemon: Daemon, tmp_path: Path, capsys: pytest.Capt
     assert json.loads(capsys.readouterr().out) == STATUS
 
 
+DENIED = FLOW | {
+    "icmp_type": 0,
+    "icmp_code": 0,
+    "verdict": "deny",
+    "denied_by": "ingress",
+    "ingress": {"action": "Deny", "policy": "NetworkPolicy:shop/web", "rule": -1, "reason": "no rule matched"},
+    "packets": [3, 0],
+    "last_seen": "2026-01-02T03:04:05.678Z",
+}
+
+
+def log(*rows: dict[str, Any], more: bool = False) -> dict[str, Any]:
+    return ok({"now_ms": 5, "rows": list(rows), "more": more})
+
+
 def test_flows(daemon: Daemon, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    daemon.answers["flows"] = ok([FLOW])
+    daemon.answers["flow_log"] = log(FLOW, more=True)
     assert run(daemon, tmp_path, "flows", "--limit", "5") == 0
-    assert daemon.requests == [{"op": "flows", "limit": 5}]
-    line = capsys.readouterr().out.splitlines()[1]
-    assert line.split()[:3] == ["tcp", "10.244.1.2:40000", "[fd00::2]:80"]
-    assert "10/20" in line
+    assert daemon.requests == [{"op": "flow_log", "kind": "flows", "limit": 5}]
+    shown = capsys.readouterr()
+    line = shown.out.splitlines()[1]
+    assert line.split()[:3] == ["tcp", "10.244.1.2:40000", "shop/web:80"]
+    assert "NetworkPolicy:shop/web rule 2" in line and "10/20" in line
+    assert "more than these 1" in shown.err
 
 
 def test_drops_are_sorted(daemon: Daemon, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     daemon.answers["drops"] = ok({"short": 2, "policy": 30, "ttl": 0})
+    daemon.answers["flow_log"] = log()
     assert run(daemon, tmp_path, "drops") == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [["policy", "30"], ["short", "2"]]
 
 
-@pytest.mark.parametrize(
-    ("command", "empty"), [("peers", "no peers"), ("endpoints", "no endpoints"), ("flows", "no flows")]
-)
+def test_drops_say_whom_policy_denied(daemon: Daemon, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    daemon.answers["drops"] = ok({"policy": 3})
+    daemon.answers["flow_log"] = log(DENIED)
+    assert run(daemon, tmp_path, "drops") == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "ingress  NetworkPolicy:shop/web  no rule matched" in line
+    assert run(daemon, tmp_path, "drops", "-j") == 0
+    assert json.loads(capsys.readouterr().out) == {"policy": 3, "flows": [DENIED]}
+
+
+def test_following_tells_what_moved_once(daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer overlaps the one before, and a flow that had no packet since is not told again."""
+    monkeypatch.setattr(flows, "FOLLOW_S", 0)
+    daemon.answers["flow_log"] = log(DENIED)
+    found = flows.followed(tmp_path, "denied")
+    assert next(found) == DENIED
+    more = DENIED | {"packets": [4, 0]}
+    daemon.answers["flow_log"] = log(more)
+    assert next(found) == more
+    assert [request["since_ms"] for request in daemon.requests] == [(1 << 63) - 1, 5, 5]
+
+
+@pytest.mark.parametrize(("command", "empty"), [("peers", "no peers"), ("endpoints", "no endpoints")])
 def test_empty_tables(
     daemon: Daemon, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, empty: str
 ) -> None:

@@ -136,9 +136,9 @@ def test_a_full_table_of_flows_holds_nobody_up(bench: Bench) -> None:
     turns = 0
     seen = set()
     pod = IPv4Address("10.244.1.2")
-    flow = Flow(pod, pod, 17, 1, 2, "new", "allow", 0, "", "", (1, 0), (1, 0), 1, 0, 0, 0)
+    flow = Flow(pod, pod, 17, 1, 2, "new", "allow", (0, 0), "", "", (1, 0), (1, 0), 1, 0, 0, 0)
 
-    def flows() -> Iterator[Flow]:
+    def flows(since_ms: int = 0) -> Iterator[Flow]:
         for _ in range(10_000):
             seen.add(turns)
             yield flow

@@ -248,3 +248,13 @@ def test_apply_refuses_when_a_test_of_the_files_would_fail_in_the_cluster(run: R
     run("delete", "-f", good)
     assert run("apply", "-f", bad)[0] == 1
     assert run("apply", "-f", bad, "--force")[0] == 0
+
+
+def test_a_list_with_hits_asks_the_daemon(run: Run, tmp_path: Path, daemon: Daemon) -> None:
+    run("apply", "-f", write(tmp_path / "a.yaml", WEB, tier("t", 10)))
+    rule = {"policy": "KubernetesNetworkPolicy:x/web", "direction": "ingress", "action": "Allow"}
+    daemon.answers["hits"] = ok([rule | {"rule": 0, "hits": 3}, rule | {"rule": -1, "hits": 4}])
+    asked = ("list", "--hits", "--run-dir", str(tmp_path))
+    assert run(*asked)[1].splitlines()[1].split()[-1] == "ingress=7"
+    rows = json.loads(run(*asked, "-j")[1])
+    assert [[one["hits"] for one in row["hits"]] for row in rows] == [[3, 4], []], "a tier has no rules"

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from canal_udp.api import call
 from canal_udp.cli.output import print_json, print_table
 from canal_udp.cli.store import add_store, with_store
 from canal_udp.errors import ConfigError, RequestError, StoreConflict, UsageError
@@ -39,6 +40,7 @@ def register_actions(actions: argparse._SubParsersAction[argparse.ArgumentParser
     delete.set_defaults(handler=_delete)
     listing = actions.add_parser("list", help="list the objects in the store")
     listing.add_argument("-n", "--namespace", default="", metavar="NS", help="only those of a namespace")
+    listing.add_argument("--hits", action="store_true", help="how often each rule decided, at the node asked")
     add_store(listing)
     listing.set_defaults(handler=_list)
     get = actions.add_parser("get", help="print an object as it was written")
@@ -277,11 +279,27 @@ def _get(arguments: argparse.Namespace) -> int:
 def _list(arguments: argparse.Namespace) -> int:
     entries = with_store(arguments, lambda store: store.list("policies")).entries
     rows = [row for row in map(_row, entries) if arguments.namespace in ("", row["namespace"])]
+    if arguments.hits:
+        _add_hits(rows, call(arguments.run_dir, "hits"), as_json=arguments.json)
     if arguments.json:
         print_json(rows)
     else:
-        print_table(_COLUMNS, rows, "no policies")
+        print_table((*_COLUMNS, "hits") if arguments.hits else _COLUMNS, rows, "no policies")
     return 0
+
+
+def _add_hits(rows: Iterable[dict[str, Any]], hits: Iterable[dict[str, Any]], *, as_json: bool) -> None:
+    """How often the rules of each policy decided: every rule for programs, for people a sum for each direction."""
+    rules: dict[str, list[dict[str, Any]]] = {}
+    for one in hits:
+        rules.setdefault(one["policy"], []).append(one)
+    for row in rows:
+        name = f"{row['namespace']}/{row['name']}" if row["namespace"] else row["name"]
+        found = rules.get(f"{row['kind']}:{name}", [])
+        sums: dict[str, int] = {}
+        for one in found:
+            sums[one["direction"]] = sums.get(one["direction"], 0) + (one["hits"] or 0)
+        row["hits"] = found if as_json else sums or None
 
 
 def _row(entry: Entry) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""canal status | peers | endpoints | flows | drops: what the daemon at --run-dir says about itself."""
+"""canal status | peers | endpoints: what the daemon at --run-dir says about itself."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 from canal_udp.api import call
 from canal_udp.cli.output import add_common, amount, print_json, print_table, text
 
-_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp6", 132: "sctp"}
-
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands."""
@@ -17,8 +15,6 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         parser = subparsers.add_parser(name, help=summary, description=summary)
         add_common(parser)
         parser.set_defaults(handler=handler)
-        if name == "flows":
-            parser.add_argument("--limit", type=int, default=1000, metavar="N", help="at most so many (%(default)s)")
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -72,46 +68,6 @@ def _endpoints(arguments: argparse.Namespace) -> int:
     return _table(arguments, "endpoints", ("name", "netns", "ifname", "ips", "mtu", "labels", "state"), "no endpoints")
 
 
-def _flows(arguments: argparse.Namespace) -> int:
-    flows = call(arguments.run_dir, "flows", limit=arguments.limit)
-    if arguments.json:
-        print_json(flows)
-        return 0
-    rows = [
-        {
-            "proto": _PROTOCOLS.get(flow["proto"], flow["proto"]),
-            "source": _end(flow["src"], flow["sport"]),
-            "destination": _end(flow["dst"], flow["dport"]),
-            "from": flow["came_from"],
-            "to": flow["goes_to"],
-            "state": flow["state"],
-            "verdict": flow["verdict"],
-            "packets": "/".join(amount(count) for count in flow["packets"]),
-            "idle": f"{flow['idle_ms'] / 1000:.1f} s",
-        }
-        for flow in flows
-    ]
-    columns = ("proto", "source", "destination", "from", "to", "state", "verdict", "packets", "idle")
-    print_table(columns, rows, "no flows")
-    return 0
-
-
-def _end(address: str, port: int) -> str:
-    if not port:
-        return address
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
-def _drops(arguments: argparse.Namespace) -> int:
-    drops = call(arguments.run_dir, "drops")
-    if arguments.json:
-        print_json(drops)
-        return 0
-    rows = [{"reason": reason, "packets": count} for reason, count in drops.items() if count]
-    print_table(("reason", "packets"), sorted(rows, key=lambda row: -row["packets"]), "nothing was dropped")
-    return 0
-
-
 def _table(arguments: argparse.Namespace, op: str, columns: tuple[str, ...], empty: str) -> int:
     rows = call(arguments.run_dir, op)
     if arguments.json:
@@ -125,6 +81,4 @@ _COMMANDS = {
     "status": ("say how the daemon is", _status),
     "peers": ("list the other nodes", _peers),
     "endpoints": ("list the pods attached here", _endpoints),
-    "flows": ("list the flows that conntrack knows", _flows),
-    "drops": ("count the dropped packets by reason", _drops),
 }

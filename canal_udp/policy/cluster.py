@@ -104,6 +104,14 @@ class Cluster:
         """All objects, as if there had been none before."""
         return tuple((kind, key, found) for kind, objects in self._objects.items() for key, found in objects.items())
 
+    def pod_at(self, address: Address) -> Pod | None:
+        """The pod that has an address of its own."""
+        for key in self._bearers.get(address, ()):
+            found = self._objects["Pod"].get(f"{key.namespace}/{key.name}")
+            if isinstance(found, Pod) and address in found.addresses:
+                return found
+        return None
+
     @property
     def problems(self) -> tuple[str, ...]:
         return tuple(sorted(self._problems.values()))
