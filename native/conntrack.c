@@ -122,9 +122,12 @@ static bool is_trackable(const struct canal_flow *flow)
 }
 
 /* Is what was found this packet's flow, now? */
-static inline struct ct_entry *if_live(const struct canal_ct *ct, struct ct_entry *entry, const struct canal_flow *flow)
+static inline struct ct_entry *if_live(const struct canal_ct *ct, struct ct_entry *entry, const struct canal_flow *flow,
+				       const struct ct_key *key)
 {
-	if (!entry || ct_expired(ct, entry) || !is_trackable(flow) || unlikely(ct_state_reopens(entry, flow)))
+	if (!entry || ct_expired(ct, entry) || !is_trackable(flow))
+		return NULL;
+	if (unlikely(ct_state_reopens(entry, flow, entry->original != key->source)))
 		return NULL;
 	return entry;
 }
@@ -159,7 +162,7 @@ static void lookup_chunk(struct canal_ct *ct, struct packet *const *packets, siz
 		struct packet *p = packets[i];
 
 		p->hash = unlikely(p->flow.flags & CANAL_FLOW_FRAG) ? hash_of_ends(ct, &p->flow) : hash32(batch.keys[i].hash);
-		p->ct = if_live(ct, batch.found[i], &p->flow);
+		p->ct = if_live(ct, batch.found[i], &p->flow, &batch.keys[i]);
 		p->flow.flags &= (uint8_t)~CANAL_FLOW_REPLY;
 		if (p->ct && p->ct->original != batch.keys[i].source)
 			p->flow.flags |= CANAL_FLOW_REPLY;
@@ -241,7 +244,7 @@ struct ct_entry *ct_insert(struct canal_ct *ct, const struct packet *p, uint32_t
 	*drop = CANAL_DROP_NONE;
 	ct_key_of_flow(ct, &p->flow, &key);
 	entry = ct_table_find_one(ct, &key);
-	if (if_live(ct, entry, &p->flow))
+	if (if_live(ct, entry, &p->flow, &key))
 		return entry;
 	if (!ct_state_open(&first, &p->flow)) {
 		*drop = CANAL_DROP_CT_INVALID;
@@ -338,7 +341,7 @@ static void find_chunk(struct canal_ct *ct, const struct canal_flow *flows, size
 		ask(ct, &flows[i], &batch.keys[i]);
 	ct_table_find(ct, &batch, n);
 	for (size_t i = 0; i < n; i++) {
-		if (!if_live(ct, batch.found[i], &flows[i]))
+		if (!if_live(ct, batch.found[i], &flows[i], &batch.keys[i]))
 			results[i] = -(int32_t)flows[i].drop;
 		else
 			results[i] = CANAL_CT_HIT | (batch.found[i]->original != batch.keys[i].source ? CANAL_CT_IS_REPLY : 0);

@@ -136,9 +136,16 @@ uint32_t ct_state_timeout_ms(const struct ct_entry *entry)
 	}
 }
 
-bool ct_state_reopens(const struct ct_entry *entry, const struct canal_flow *flow)
+static bool is_echo_request(const struct canal_flow *flow)
 {
-	return entry->proto == IPPROTO_TCP && entry->state >= TW && tcp_case(flow->tcp_flags) == CASE_SYN;
+	return (flow->proto == IPPROTO_ICMP && flow->icmp_type == 8) || (flow->proto == IPPROTO_ICMPV6 && flow->icmp_type == 128);
+}
+
+bool ct_state_reopens(const struct ct_entry *entry, const struct canal_flow *flow, bool reply)
+{
+	if (entry->proto == IPPROTO_TCP)
+		return entry->state >= TW && tcp_case(flow->tcp_flags) == CASE_SYN;
+	return reply && is_echo_request(flow);
 }
 
 bool ct_state_settled(const struct ct_entry *entry)

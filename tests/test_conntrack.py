@@ -65,7 +65,7 @@ class Table:
         rows["dst"] = np.frombuffer(b"".join(flow.dst for flow in flows), np.uint8).reshape(-1, 16)
         rows["sport_be"] = [swapped(flow.sport) for flow in flows]
         rows["dport_be"] = [swapped(flow.dport) for flow in flows]
-        for name in ("proto", "family", "flags", "tcp_flags", "drop"):
+        for name in ("proto", "family", "flags", "tcp_flags", "drop", "icmp_type"):
             rows[name] = [getattr(flow, name) for flow in flows]
         rows["total_size"] = [flow.size for flow in flows]
         return rows
@@ -408,6 +408,18 @@ def test_any_seed_will_do(seed: tuple[int, int]) -> None:
     assert table.find(flows) == [HIT] * 64
 
 
+@pytest.mark.parametrize(("proto", "family", "asks", "answers"), [(ICMP, 4, 8, 0), (ICMP6, 6, 128, 129)])
+def test_an_echo_request_from_the_other_end_is_a_flow_of_its_own(
+    proto: int, family: int, asks: int, answers: int
+) -> None:
+    """Its identifier is the sender's choice: with that of a flow that is allowed it would pass as an answer."""
+    table, address = Table(), v4 if family == 4 else v6
+    asked = Flow(address(1), address(2), 77, 77, proto, family, icmp_type=asks)
+    assert table.track([asked, asked.reversed(icmp_type=answers)]) == [INSERTED, HIT | IS_REPLY]
+    assert table.find([asked.reversed(icmp_type=asks)]) == [0]
+    assert table.track([asked.reversed(icmp_type=asks)]) == [INSERTED]
+
+
 # ---- random traffic -------------------------------------------------------------------------------------------------
 
 
@@ -426,7 +438,9 @@ def random_flows(rng: random.Random, n: int, hosts: int, ports: int) -> list[Flo
         odd = rng.random()
         special = lib.CANAL_FLOW_LATER_FRAG if odd < 0.01 else lib.CANAL_FLOW_ICMP_ERROR if odd < 0.02 else 0
         drop = DROP["BAD_L4"] if odd > 0.99 else 0
-        flows.append(Flow(src, dst, sport, dport, proto, family, flags, special, drop, rng.randrange(20, 60000)))
+        kind = rng.choice((0, 8, 8, 128)) if proto == ICMP else 0
+        size = rng.randrange(20, 60000)
+        flows.append(Flow(src, dst, sport, dport, proto, family, flags, special, drop, size, kind))
     return flows
 
 

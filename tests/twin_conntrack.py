@@ -15,6 +15,8 @@ LIMITS_S = {SYN_SENT: 60, SYN_RECV: 60, ESTABLISHED: 86400, FIN_WAIT: 60, CLOSIN
 
 End = tuple[bytes, int]
 
+ECHO_REQUESTS = ((ICMP, 8), (ICMP6, 128))  # what comes back is an answer only if it is none of these
+
 
 @dataclass(frozen=True)
 class Flow:
@@ -30,6 +32,7 @@ class Flow:
     flags: int = 0
     drop: int = 0
     size: int = 100
+    icmp_type: int = 0
 
     @property
     def key(self) -> tuple[int, int, End, End]:
@@ -111,6 +114,8 @@ class Twin:
         if entry is None or flow.drop or flow.flags or entry.expires_ms <= now_ms:
             return None
         if flow.proto == TCP and entry.state in (TIME_WAIT, CLOSED) and segment(flow.tcp_flags) == "syn":
+            return None
+        if (flow.proto, flow.icmp_type) in ECHO_REQUESTS and entry.original != (flow.src, flow.sport):
             return None
         return entry
 
