@@ -80,8 +80,8 @@ def _sctp(sport: int, dport: int, tag: int, chunk: bytes) -> bytes:
 
 
 def echo_request(family: Family, mark: bytes) -> bytes:
-    """An ICMP echo request; the kernel fills in the checksum of IPv6."""
-    head = struct.pack("!BBHHH", _ECHO[family][0], 0, 0, 1, 1)
+    """An ICMP echo request, its identifier of the mark; the kernel fills in the checksum of IPv6."""
+    head = struct.pack("!BBH2sH", _ECHO[family][0], 0, 0, mark[:2], 1)
     if family == 6:
         return head + mark
     words = struct.unpack(f"!{(len(head) + len(mark)) // 2}H", head + mark)

@@ -31,7 +31,6 @@ from canal_udp.policy.model import (
     WorkloadEndpoint,
     policy_key,
 )
-from canal_udp.policy.reader import read_documents
 
 Parser: TypeAlias = Callable[[Cursor], Object | None]
 
@@ -100,6 +99,8 @@ def load_texts(files: Iterable[tuple[str, str]]) -> Loaded:
 
 
 def _documents(files: Iterable[tuple[str, str]], problems: list[Problem]) -> Iterator[Document]:
+    from canal_udp.policy.reader import read_documents  # a daemon reads no YAML, and starts sooner without
+
     for source, text in files:
         try:
             yield from read_documents(text, source)

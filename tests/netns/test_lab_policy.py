@@ -38,6 +38,17 @@ def test_every_daemon_knows_the_lab_files_objects_and_what_is_applied_later(lab:
     wait_until(lambda: all(known(lab, node)["Pod"] == 3 for node in "ab"), "all nodes forget the pod")
 
 
+def test_the_example_is_enforced_as_its_truth_table_says(lab: Lab) -> None:
+    lab.up(str(EXAMPLE))
+    done = canal("lab", "test", "--lab", lab.name)
+    assert "96 of 96 as the file says" in done.stdout
+    lab.exec("a", "canal", "label", "shop/web", "app-")
+    wait_until(
+        lambda: "web 80/TCP (IPv4): silent" in canal("lab", "test", "--lab", lab.name, check=False).stdout,
+        "a pod that is no web server any more is closed",
+    )
+
+
 def test_a_policy_that_cannot_be_understood_is_a_reason_on_every_node(lab: Lab) -> None:
     lab.up(str(EXAMPLE))
     database = LabState(lab.path).store_url(LabState(lab.path).lab())
