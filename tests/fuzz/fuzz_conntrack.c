@@ -169,7 +169,7 @@ static void track(struct twin *t, const struct canal_flow *flow, uint32_t owner)
 		require(result == 0);
 		return;
 	}
-	if (!row || over(t, row) || ct_state_reopens(&row->entry, flow)) {
+	if (!row || over(t, row) || ct_state_reopens(&row->entry, flow, reply)) {
 		drop = refusal(t, flow, owner, row);
 		if (drop == CANAL_DROP_NONE)
 			row = open_row(t, flow, owner);
