@@ -13,6 +13,7 @@ import pytest
 from tests.netns.nodes import Daemon, Nodes, inside, ip, ip_json, nodes_in, until
 
 NOTICED_S, REPAIRED_S = 1.0, 2.0
+FLAPS = 60
 HEALTH = "127.0.0.1:9999"
 
 
@@ -82,7 +83,7 @@ def test_devices_that_are_broken_again_and_again(nodes: Nodes, node: Daemon) -> 
 
 
 def test_an_underlay_that_flaps(nodes: Nodes) -> None:
-    """Down and up again and again under traffic: the daemons live, peers stay, and packets pass when it is up."""
+    """Sixty times down and up under traffic: the daemons live, peers stay, and packets pass whenever it is up."""
     names = nodes.namespace("n1"), nodes.namespace("n2")
     nodes.underlay(*names)
     first, second = (nodes.daemon(name, "--encap", "vxlan").start() for name in names)
@@ -99,11 +100,13 @@ def test_an_underlay_that_flaps(nodes: Nodes) -> None:
     thread = threading.Thread(target=traffic)
     thread.start()
     try:
-        for _ in range(8):
+        for number in range(FLAPS):
             ip("link", "set", "eth0", "down", netns=names[0])
-            time.sleep(0.1)
+            time.sleep(0.05 + 0.05 * (number % 3))
             ip("link", "set", "eth0", "up", netns=names[0])
-            time.sleep(0.15)
+            if number % 10 == 0:
+                until(lambda: inside(a, "ping", "-n", "-c", "1", "-W", "1", address).returncode == 0, 5.0)
+            time.sleep(0.05 * (number % 5))
     finally:
         over.set()
         thread.join()
