@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import ip_address
 from socket import htons
 
 import numpy as np
@@ -69,6 +71,39 @@ def test_peer_to_pod_small(stage: Stage, bed: Bed) -> None:
 
     with bed:
         run(stage, bed, "peer to pod, UDP 64 bytes", frames, FRAMES, check)
+
+
+STRANGER = ip_address("203.0.113.9")
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        pytest.param("a stranger's packet", "unknown_peer", id="unknown_peer"),
+        pytest.param("a peer's lying source", "inner_src", id="inner_src"),
+        pytest.param("garbage inside", "bad_ip", id="bad_ip"),
+    ],
+)
+def test_drops(stage: Stage, bed: Bed, what: str, reason: str) -> None:
+    """What a flood costs for each packet that is refused."""
+    inner = [bytes(IP(src="10.1.2.2", dst="10.1.1.2") / UDP(sport=1024 + i) / Raw(bytes(36))) for i in range(FRAMES)]
+    if reason == "inner_src":
+        inner = [bytes(IP(src="10.1.3.2", dst="10.1.1.2") / UDP(sport=1024 + i)) for i in range(FRAMES)]
+    elif reason == "bad_ip":
+        inner = [b"\x41" + one[1:] for one in inner]
+    frames = [bed.from_peer(one) for one in inner]
+    if reason == "unknown_peer":
+        frames = [replace(frame, addr=STRANGER) for frame in frames]
+
+    def check() -> str:
+        before = bed.drops().get(reason, 0)
+        assert bed.push(*frames) == []
+        assert bed.drops() == {reason: before + FRAMES}
+        bed.dp.check_conservation()
+        return "each dropped once, with that reason"
+
+    with bed:
+        run(stage, bed, f"dropped: {what}", frames, FRAMES, check)
 
 
 def test_pod_to_peer_superpacket(stage: Stage, bed: Bed) -> None:
