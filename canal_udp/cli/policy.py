@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from canal_udp.cli import policy_tests
+from canal_udp.cli import policy_diff, policy_tests
 from canal_udp.cli.objects import register_actions
 from canal_udp.cli.output import print_json, print_table, text
 from canal_udp.cli.policy_files import FILES_HELP, load_files, problem_fields, tell
@@ -49,6 +49,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     selector = actions.add_parser("selector", help=summary, description=_SELECTOR)
     selector.set_defaults(handler=_selector)
     policy_tests.register(actions)
+    policy_diff.register(actions)
     register_actions(actions)
 
 

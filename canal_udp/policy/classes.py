@@ -18,7 +18,6 @@ from canal_udp.policy.model import DIRECTIONS
 from canal_udp.policy.normal import (
     Endpoint,
     NodeSet,
-    PortedSet,
     PortSet,
     PrefixSet,
     Rule,
@@ -82,7 +81,8 @@ class Classes:
     def __init__(self, world: World, index: LabelIndex[str]) -> None:
         self._index = index
         self._nodes, self._slices = tuple(world.nodes.values()), world.slices
-        sides = list(_sides(world))
+        self.rules = tuple(_rules(world))
+        sides = [side for rule in self.rules for side in (rule.source, rule.destination)]
         self._sets = {one.id: one for side in sides for one in (*side.sets, *side.not_sets)}
         self._elsewhere = {name: one for name, one in self._sets.items() if not isinstance(one, SelectorSet)}
         used = {one.id: one for side in sides for one in (*side.port_sets, *side.not_port_sets)}
@@ -96,31 +96,33 @@ class Classes:
             for key, endpoint in found.items():
                 for address in endpoint.addresses:
                     self._at[address].append((prefix + key, endpoint))
-        self._special = {*self._at, *(a for one in world.nodes.values() for a in one.addresses)}
-        self._special |= {address for one in world.slices for address in one.addresses}
+        special = {*self._at, *(a for one in world.nodes.values() for a in one.addresses)}
+        special |= {address for one in world.slices for address in one.addresses}
+        self.special = frozenset(special)  # addresses that may differ from their neighbours
         self._prefix_sets = tuple(world.prefix_sets.values())
         safe = (*world.settings.failsafe_inbound, *world.settings.failsafe_outbound)
         nets = {net for side in sides for net in (*side.nets, *side.not_nets)}
         nets |= {one.net for one in safe if one.net is not None}
         self._nets = _by_length(nets)
-        self._borders = {4: _borders(nets, self._prefix_sets, 4), 6: _borders(nets, self._prefix_sets, 6)}
-        self._ports = _port_borders(sides, world, (one.port for one in safe))
+        self.borders = {4: _borders(nets, self._prefix_sets, 4), 6: _borders(nets, self._prefix_sets, 6)}
+        self.special_ports = frozenset(_named_ports(world))
+        self.port_borders = _port_borders(sides, (one.port for one in safe), self.special_ports)
         self._by_address: dict[Address, AddressClass] = {}
         self._by_interval: dict[tuple[int, int], AddressClass] = {}
         self._same: dict[AddressClass, AddressClass] = {}
 
     def port(self, port: int) -> int:
-        return bisect_right(self._ports, port)
+        return bisect_right(self.port_borders, port)
 
     def address(self, address: Address) -> AddressClass:
         """The one object of a class: classes can be compared by identity."""
         found = self._by_address.get(address)
         if found is not None:
             return found
-        if address in self._special:
+        if address in self.special:
             found = self._by_address[address] = self._shared(address)
             return found
-        interval = (address.version, bisect_right(self._borders[address.version], int(address)))
+        interval = (address.version, bisect_right(self.borders[address.version], int(address)))
         found = self._by_interval.get(interval)
         if found is None:
             found = self._by_interval[interval] = self._shared(address)
@@ -194,15 +196,21 @@ def _borders(nets: Iterable[Network], sets: Iterable[PrefixSet], version: int) -
     return sorted(found)
 
 
-def _port_borders(sides: Iterable[Side], world: World, single: Iterable[int]) -> list[int]:
+def _port_borders(sides: Iterable[Side], single: Iterable[int], named: Iterable[int]) -> list[int]:
+    """Of ranges and of `single` ports; of the `named` ones if a rule means a port by its name."""
     found = {edge for port in single for edge in (port, port + 1)}
-    used: set[PortedSet] = set()
+    is_any_named = False
     for side in sides:
         for one in (*side.ports, *side.not_ports):
             found |= {one.first, one.last + 1}
-        used |= {*side.port_sets, *side.not_port_sets}
-    if used:
-        named = [port.port for one in (*world.endpoints.values(), *world.hosts.values()) for port in one.ports]
-        named += [port for one in world.slices for _, port in one.ports if port is not None]
+        is_any_named = is_any_named or bool(side.port_sets or side.not_port_sets)
+    if is_any_named:
         found |= {edge for port in named for edge in (port, port + 1)}
     return sorted(found)
+
+
+def _named_ports(world: World) -> Iterator[int]:
+    for one in (*world.endpoints.values(), *world.hosts.values()):
+        yield from (port.port for port in one.ports)
+    for some in world.slices:
+        yield from (port for _, port in some.ports if port is not None)

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import TypeAlias, get_args
 
 from canal_udp.net import Address, Network
 from canal_udp.policy.classes import HOST_ITEM, AddressClass, Classes, label_index
+from canal_udp.policy.cursor import NOWHERE
 from canal_udp.policy.flow import NOT_POLICED, OUTSIDE, Decision, Flow, Judge, Places, Verdict, judge_flow
 from canal_udp.policy.lower import lower_state
-from canal_udp.policy.model import EGRESS, ICMP, ICMP6, INGRESS, Direction, IcmpMatch, PortRange, State
+from canal_udp.policy.model import DIRECTIONS, EGRESS, ICMP, ICMP6, INGRESS, Direction, IcmpMatch, PortRange, State
 from canal_udp.policy.normal import (
     Endpoint,
     Policy,
@@ -178,6 +180,7 @@ class End:
     address: Address
     kind: object  # equal for addresses that no verdict can tell apart
     workload: str
+    node: str
     is_simple: bool  # its flows pass no station of a host
     seen: AddressClass
     egress: _Program | Decision
@@ -218,7 +221,7 @@ class Evaluator(Judge):
             kind = (address.version, id(seen)) if party == OUTSIDE else address
             is_simple = not party.is_host and not self.world.hosts
             stations = (self._station(party.workload, direction) for direction in (EGRESS, INGRESS))
-            found = self._ends[address] = End(address, kind, party.workload, is_simple, seen, *stations)
+            found = self._ends[address] = End(address, kind, party.workload, party.node, is_simple, seen, *stations)
         return found
 
     def _station(self, workload: str, direction: Direction) -> _Program | Decision:
@@ -228,6 +231,32 @@ class Evaluator(Judge):
         return (
             Decision(False, reason=endpoint.closed) if endpoint.closed else self._choose(endpoint, direction, "normal")
         )
+
+    def passes(self, source: End, destination: End, packet: Packet) -> bool:
+        if self.is_simple(source, destination):
+            egress, ingress = self.simple(source, destination, packet)
+            return egress.allow and ingress.allow
+        return self.verdict(Flow(source.address, destination.address, *packet)).allow
+
+    def rules_between(self, source: End, destination: End) -> Iterator[Rule]:
+        """All that may decide a flow: the pods' own, and those of the hosts on its way."""
+        yield from _rules_of(source.egress)
+        yield from _rules_of(destination.ingress)
+        nodes = {source.node, destination.node}
+        for host in self.world.hosts.values():
+            if host.node in nodes:
+                for direction, stage, forwarded in product(DIRECTIONS, get_args(Stage), (False, True)):
+                    yield from _rules_of(self._choose(host, direction, stage, forwarded=forwarded))
+
+    def essence(self, station: _Program | Decision) -> object:
+        """Equal for stations that decide alike as long as the labels of all are the same."""
+        if isinstance(station, Decision):
+            return station
+        tiers = [
+            (name, denies, [(policy.key, _essences(tests)) for policy, tests in policies])
+            for name, denies, policies in station.tiers
+        ]
+        return tiers, [(name, _essences(tests)) for name, tests in station.profiles]
 
     # ---- flows that only pods police ---------------------------------------------------------------------------------
 
@@ -351,6 +380,16 @@ class Evaluator(Judge):
         if profile is None:
             return f"!{name}", ()
         return name, tuple(_Test.of(rule) for rule in profile.rules(direction))
+
+
+def _rules_of(station: _Program | Decision) -> Iterator[Rule]:
+    if isinstance(station, _Program):
+        yield from (test.rule for _, _, policies in station.tiers for _, tests in policies for test in tests)
+        yield from (test.rule for _, tests in station.profiles for test in tests)
+
+
+def _essences(tests: tuple[_Test, ...]) -> list[Rule]:
+    return [replace(test.rule, where=NOWHERE) for test in tests]
 
 
 def _by_selector(policies: tuple[Policy, ...]) -> dict[str, list[int]]:

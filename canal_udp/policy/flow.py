@@ -99,7 +99,7 @@ class Places:
     def __init__(self, state: State) -> None:
         self.settings = state.settings
         self.names: dict[str, tuple[Address, ...]] = {}
-        self._parties: dict[Address, Party] = {}
+        self.parties: dict[Address, Party] = {}
         self._hosts: dict[str, list[HostEndpoint]] = {}
         for host in sorted(state.hosts.values(), key=lambda one: one.name):
             self._hosts.setdefault(host.node, []).append(host)
@@ -123,12 +123,12 @@ class Places:
         if name:
             self.names[name] = addresses
         for address in addresses:
-            known = self._parties.get(address)
+            known = self.parties.get(address)
             if known is None or (party.workload and not known.workload):
-                self._parties[address] = party
+                self.parties[address] = party
 
     def party(self, address: Address) -> Party:
-        return self._parties.get(address, OUTSIDE)
+        return self.parties.get(address, OUTSIDE)
 
     def host_endpoint(self, node: str, address: Address | None, *, only_wildcard: bool = False) -> str:
         """The host endpoint that polices a node's interface; "" if none does.

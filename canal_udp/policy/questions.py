@@ -21,7 +21,7 @@ from canal_udp.policy.flow import SPORT_DEFAULT, Decision, Flow, Verdict
 from canal_udp.policy.model import ICMP, ICMP6, PROTOCOLS, WITH_PORTS, Pod, State
 
 _NUMBERS = PROTOCOLS | {name.lower(): number for name, number in PROTOCOLS.items()}
-_NAMES = {number: name for name, number in PROTOCOLS.items()}
+PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 _ECHO = {ICMP: 8, ICMP6: 128}
 _SYNTHETIC = IPv4Address("240.0.0.1")  # reserved: no pod and no policy has such an address
 _KEYS = ("protocol", "icmp_type", "icmp_code", "original_dst", "original_dport", "hairpin")
@@ -232,7 +232,7 @@ def matrix(evaluator: Evaluator, ports: Iterable[tuple[int, int]]) -> Iterator[t
                     table[f"{source}>{destination}"] = "".join(
                         "A" if one.allow else "D" for one in (verdict.egress, verdict.ingress)
                     )
-        yield f"{port}/{_NAMES.get(protocol, protocol)}", table
+        yield f"{port}/{PROTOCOL_NAMES.get(protocol, protocol)}", table
 
 
 def _common(sources: tuple[Address, ...], destinations: tuple[Address, ...]) -> tuple[Address, Address] | None:
