@@ -289,6 +289,10 @@ def test_eval_staged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flow: list[object] = [{"src": "x/b", "dst": "x/a", "protocol": "TCP", "dport": 80}]
     assert ask(folder, capsys, flow)[1][0]["verdict"] == "allow"
     assert ask(folder, capsys, flow, "--staged")[1][0]["verdict"] == "deny"
+    answer = ask(folder, capsys, flow, "--pending")[1][0]
+    assert (answer["verdict"], answer["pending"]["verdict"]) == ("allow", "deny")
+    assert answer["pending"]["ingress"]["policy"] == "GlobalNetworkPolicy:g"
+    assert ask(folder, capsys, [answer])[1] == ask(folder, capsys, flow)[1]  # an answer can be asked again
 
 
 @pytest.mark.parametrize("words", [["--port", "80"], ["--port", "80/xxx"], ["--flows", "/nowhere/at/all"]])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
-from canal_udp.net import Address
+from canal_udp.net import Address, covers
 from canal_udp.policy.cursor import Document
 from canal_udp.policy.evaluate import Evaluator
 from canal_udp.policy.flow import Decision, Flow
@@ -20,6 +21,7 @@ from canal_udp.policy.model import (
     CalicoPolicy,
     CalicoRule,
     EndpointPort,
+    EndpointSlice,
     Entity,
     HostEndpoint,
     IcmpMatch,
@@ -99,11 +101,15 @@ class TestTiers:
                 for expected, packets in ((True, case["allowed"]), (False, case["dropped"])):
                     for packet in packets or ():
                         assert decide(judge, case, packet).allow is expected, (case["name"], packet)
+                for packet in case["unmatched"] or ():
+                    assert decide(judge, case, packet).reason == "no policy applies on forward", (case["name"], packet)
 
 
 def decide(judge: Reference | Evaluator, case: dict[str, Any], packet: dict[str, Any]) -> Decision:
     """Host policy if there is one for this packet, then the workload's unless it is a host's interface."""
     policy, flow = case["policy"], tier_flow(case, packet)
+    if policy.get("ForXDP"):
+        return judge.host("forward", INGRESS, flow, forwarded=True)
     is_local = bool(packet.get("ToHost") or packet.get("FromHost"))
     decision = Decision(True)
     if case["group"] == "host" and not (is_local and policy.get("SuppressNormalHostPolicy")):
@@ -146,8 +152,18 @@ def tier_state(case: dict[str, Any]) -> State:
             key = f"{name}-{number}"
             addresses = (ip_network(net).network_address,)
             workloads[f"n/{key}"] = WorkloadEndpoint("n", key, {}, addresses=addresses, ports=(named,))
+    for names in {tuple(sets) for sets in several_sets(case["policy"])}:
+        common = sets[names[0]].nets
+        for name in names[1:]:
+            common = tuple(
+                one if covers(other, one) else other
+                for one in common
+                for other in sets[name].nets
+                if covers(other, one) or covers(one, other)
+            )
+        sets[both(names)] = NetworkSet("", both(names), {"set": both(names)}, common)
     policies, tiers = [], {}
-    for field, selector, stage in TIERS:
+    for field, selector, stage in UNTRACKED if case["policy"].get("ForXDP") else TIERS:
         for number, written in enumerate(case["policy"].get(field) or ()):
             name = f"{field}-{number}"
             tiers[name] = Tier(name, number, "Pass" if written.get("EndAction") == "pass" else "Deny")
@@ -163,21 +179,54 @@ def tier_state(case: dict[str, Any]) -> State:
                         types=frozenset(DIRECTIONS),
                         ingress=rules,
                         apply_on_forward=stage != "normal",
+                        do_not_track=stage == "doNotTrack",
                         pre_dnat=stage == "preDNAT",
                     )
                 )
     return State(
         workloads=workloads,
-        hosts={name: HostEndpoint(name, {"role": name}, "node", "eth0") for name in ("local", "forward")},
+        slices=slices(case),
+        hosts={
+            name: HostEndpoint(name, {"role": name}, "node", "eth0", profiles=profile_names(case, "HostProfiles"))
+            for name in ("local", "forward")
+        },
         sets=sets,
         tiers=tiers,
         profiles={
             one["Name"]: Profile(one["Name"], {}, tuple(map(tier_rule, one["Rules"] or ())))
-            for one in case["policy"].get("Profiles") or ()
+            for field in ("Profiles", "HostProfiles")
+            for one in case["policy"].get(field) or ()
         },
         policies=tuple(policies),
         settings=Settings((), ()),
     )
+
+
+# A program of the driver has the untracked policies only, in the place of the normal ones.
+UNTRACKED = (("HostNormalTiers", parse("has(role) && role != 'pod'"), "doNotTrack"),)
+
+
+def several_sets(value: Any) -> Iterator[Sequence[str]]:
+    """Wherever a rule names more than one set for an end."""
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        if key in ("SrcIpSetIds", "DstIpSetIds") and len(inner or ()) > 1:
+            yield inner
+        yield from several_sets(inner)
+    for inner in value if isinstance(value, list) else ():
+        yield from several_sets(inner)
+
+
+def slices(case: dict[str, Any]) -> dict[str, EndpointSlice]:
+    """Sets of addresses with ports, as services that have them."""
+    found = {}
+    for name, members in (case["ipsets"] or {}).items():
+        for number, member in enumerate(one for one in members if "," in one):
+            net, port = member.split(",")
+            protocol_name, number_text = port.split(":")
+            only = (PROTOCOLS[protocol_name.upper()], int(number_text))
+            key = f"{name}-{number}"
+            found[f"n/{key}"] = EndpointSlice("n", key, name, (ip_network(net).network_address,), (only,))
+    return found
 
 
 TIERS = (
@@ -188,8 +237,8 @@ TIERS = (
 )
 
 
-def profile_names(case: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(one["Name"] for one in case["policy"].get("Profiles") or ())
+def profile_names(case: dict[str, Any], field: str = "Profiles") -> tuple[str, ...]:
+    return tuple(one["Name"] for one in case["policy"].get(field) or ())
 
 
 def tier_rule(rule: dict[str, Any]) -> CalicoRule:
@@ -197,7 +246,7 @@ def tier_rule(rule: dict[str, Any]) -> CalicoRule:
     ends = {f"{no}{end}{what}" for no in ("", "Not") for end in ("Src", "Dst") for what in ENDS}
     assert rule.keys() <= known | ends, rule
     return CalicoRule(
-        rule["Action"],
+        ACTIONS[rule["Action"].lower()],  # type: ignore[arg-type]
         rule.get("IpVersion"),
         protocol(rule.get("Protocol")),
         protocol(rule.get("NotProtocol")),
@@ -208,7 +257,8 @@ def tier_rule(rule: dict[str, Any]) -> CalicoRule:
     )
 
 
-ENDS = ("Net", "Ports", "IpSetIds", "NamedPortIpSetIds")
+ACTIONS = {"allow": "Allow", "deny": "Deny", "pass": "Pass", "next-tier": "Pass", "log": "Log"}
+ENDS = ("Net", "Ports", "IpSetIds", "NamedPortIpSetIds", "IpPortSetIds")
 
 
 def entity(rule: dict[str, Any], end: str) -> Entity:
@@ -220,15 +270,23 @@ def entity(rule: dict[str, Any], end: str) -> Entity:
         return (*numeric, *(rule.get(f"{key}NamedPortIpSetIds") or ()))
 
     sets, not_sets = (rule.get(f"{key}IpSetIds") or () for key in (end, f"Not{end}"))
-    assert len(sets) <= 1, "several sets in one rule: all must hold the address"
+    assert not rule.get(f"Not{end}IpPortSetIds"), rule
+    services = rule.get(f"{end}IpPortSetIds") or ()
+    assert len(services) <= 1, "several services in one rule"
     return Entity(
         nets(end),
         nets(f"Not{end}"),
-        parse(f"set == '{sets[0]}'") if sets else None,
+        parse(f"set == '{both(sets)}'") if sets else None,
         parse(" || ".join(f"set == '{one}'" for one in not_sets)) if not_sets else None,
+        service=("n", services[0]) if services else None,
         ports=ports(end),
         not_ports=ports(f"Not{end}"),
     )
+
+
+def both(sets: Sequence[str]) -> str:
+    """The name of the set of what lies in all of these sets."""
+    return "+".join(sets)
 
 
 def protocol(value: dict[str, Any] | None) -> int | None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from canal_udp.__main__ import main
-from canal_udp.policy.diff import difference, recorded_difference
+from canal_udp.policy.diff import difference, recorded_difference, with_staged_enforced
 from canal_udp.policy.evaluate import Evaluator
 from canal_udp.policy.flow import Flow
 from canal_udp.policy.model import ICMP, ICMP6, SCTP, TCP, UDP, CalicoPolicy, CalicoRule, State
@@ -233,6 +233,12 @@ def test_what_must_not_matter() -> None:
         assert difference(state, state).changes == (), f"seed {seed}"
 
 
+def test_what_staged_policies_would_change() -> None:
+    staged = calico("StagedGlobalNetworkPolicy", "p", "selector: pod == 'a', types: [Ingress]")
+    state = world(staged)
+    assert lines(state, with_staged_enforced(state)) == lines(world(), world(gnp("p", "selector: pod == 'a'")))
+
+
 # ---- recorded flows --------------------------------------------------------------------------------------------------
 
 
@@ -298,6 +304,17 @@ def test_command_with_flows(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert out.splitlines()[-1] == "2 of 3 flows would fare differently"
     status, out, _ = run(capsys, folder, "old.yaml", "old.yaml", "--flows", "flows.jsonl", "-j")
     assert (status, json.loads(out)) == (0, {"changes": [], "asked": 3, "not_compared": []})
+
+
+def test_command_for_staged_policies(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = "selector: pod == 'a' && projectcalico.org/namespace == 'x', types: [Egress]"
+    (folder / "staged.yaml").write_text(calico("StagedGlobalNetworkPolicy", "p", spec))
+    status, out, _ = run(capsys, folder, "staged.yaml", "--staged")
+    assert status == 1
+    assert out.startswith("deny   x/a -> outside, x/b, ")
+    assert run(capsys, folder, "old.yaml", "--staged")[0] == 0
+    assert run(capsys, folder, "old.yaml")[0] == 2
+    assert run(capsys, folder, "old.yaml", "new.yaml", "--staged")[0] == 2
 
 
 @pytest.mark.parametrize("line", ["{", "[]"])

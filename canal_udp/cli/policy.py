@@ -43,6 +43,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     ask.add_argument("--matrix", action="store_true", help="every pod to every pod")
     ask.add_argument("--port", action="append", default=[], metavar="80/TCP", help="of the matrix; repeat")
     ask.add_argument("--staged", action="store_true", help="as if the staged policies were enforced")
+    ask.add_argument(
+        "--pending", action="store_true", help="beside each verdict the one that staged policies would give"
+    )
     ask.add_argument("-j", "--json", action="store_true", help="print JSON")
     ask.set_defaults(handler=_eval)
     summary = "evaluate selectors: JSON lines in, JSON lines out"
@@ -90,7 +93,9 @@ def _eval(arguments: argparse.Namespace) -> int:
     if arguments.flows is not None:
         try:
             with open(0 if arguments.flows == "-" else arguments.flows, "rb", closefd=arguments.flows != "-") as lines:
-                failed |= _answers(lines, Questions(evaluator), arguments.json or not sys.stdout.isatty())
+                pending = Questions(Evaluator(state, staged=True)) if arguments.pending else None
+                as_json = arguments.json or not sys.stdout.isatty()
+                failed |= _answers(lines, Questions(evaluator), pending, as_json)
         except OSError as error:
             raise UsageError(f"{arguments.flows}: {error.strerror}") from None
     if arguments.matrix or arguments.flows is None:
@@ -106,14 +111,14 @@ def _eval(arguments: argparse.Namespace) -> int:
     return int(failed)
 
 
-def _answers(lines: Iterable[bytes], questions: Questions, as_json: bool) -> bool:
+def _answers(lines: Iterable[bytes], questions: Questions, pending: Questions | None, as_json: bool) -> bool:
     """Print an answer for every line; True if one was not understood."""
     failed, write = False, sys.stdout.write
     for number, line in enumerate(lines, 1):
         if line.isspace():
             continue
         try:
-            answer = questions.answer(line)
+            answer = questions.answer(line, pending)
         except RequestError as error:
             failed = True
             answer = json.dumps({"error": str(error), "line": number}).encode()
@@ -126,7 +131,10 @@ def _sentence(answer: dict[str, Any]) -> str:
         return f"line {answer['line']}: {text(answer['error'])}"
     ends = f"{text(answer['src'])} -> {text(answer['dst'])} {text(answer['protocol'])}/{text(answer.get('dport'))}"
     why = "; ".join(f"{name}: {_because(answer[name])}" for name in ("egress", "ingress"))
-    return f"{answer['verdict']:<6}{ends}  ({why})"
+    then = ""
+    if "pending" in answer and answer["pending"]["verdict"] != answer["verdict"]:
+        then = f"  [staged: {answer['pending']['verdict']}]"
+    return f"{answer['verdict']:<6}{ends}  ({why}){then}"
 
 
 def _because(decision: dict[str, Any]) -> str:

@@ -28,7 +28,8 @@ def register(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     """Add the command."""
     diff = actions.add_parser("diff", help="which flows would fare differently", description=_DESCRIPTION)
     diff.add_argument("old", metavar="OLD", help="a file or folder")
-    diff.add_argument("new", metavar="NEW", help="a file or folder")
+    diff.add_argument("new", metavar="NEW", nargs="?", help="a file or folder")
+    diff.add_argument("--staged", action="store_true", help="instead of NEW: OLD with its staged policies enforced")
     diff.add_argument(
         *("--state", "-s"),
         nargs="+",
@@ -43,16 +44,20 @@ def register(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _diff(arguments: argparse.Namespace) -> int:
-    old, new = (load_files((*arguments.state, files)) for files in (arguments.old, arguments.new))
-    errors = dict.fromkeys((*old.errors, *new.errors))
-    tell(errors)
-    from canal_udp.policy.diff import difference, recorded_difference
+    if (arguments.new is None) is not arguments.staged:
+        raise UsageError("NEW or --staged is needed, not both")
+    from canal_udp.policy.diff import difference, recorded_difference, with_staged_enforced
 
+    loaded = [load_files((*arguments.state, name)) for name in (arguments.old, arguments.new) if name is not None]
+    errors = dict.fromkeys(error for one in loaded for error in one.errors)
+    tell(errors)
+    old = loaded[0].state
+    new = with_staged_enforced(old) if arguments.staged else loaded[1].state
     if arguments.flows is not None:
-        recorded = recorded_difference(old.state, new.state, _recorded(arguments.flows))
+        recorded = recorded_difference(old, new, _recorded(arguments.flows))
         _print_recorded(recorded, as_json=arguments.json)
         return int(bool(recorded.changes or errors))
-    found = difference(old.state, new.state)
+    found = difference(old, new)
     _print(found, as_json=arguments.json)
     return int(bool(found.changes or errors))
 

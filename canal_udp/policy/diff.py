@@ -20,6 +20,7 @@ from canal_udp.errors import RequestError
 from canal_udp.policy.cursor import NOWHERE
 from canal_udp.policy.evaluate import End, Evaluator, Packet
 from canal_udp.policy.flow import Flow, Verdict
+from canal_udp.policy.lower import with_staged
 from canal_udp.policy.model import DIRECTIONS, EGRESS, ICMP, ICMP6, INGRESS, WITH_PORTS, Direction, PortRange, State
 from canal_udp.policy.normal import Rule, Side, World
 from canal_udp.policy.questions import PROTOCOL_NAMES, Questions, with_addresses
@@ -75,6 +76,11 @@ def difference(old: State, new: State) -> Difference:
     return Difference(
         tuple(_both_families(changes)), tuple(sorted(names[0] - names[1])), tuple(sorted(names[1] - names[0]))
     )
+
+
+def with_staged_enforced(state: State) -> State:
+    """What a state would be if its staged policies were enforced."""
+    return replace(state, policies=tuple(with_staged(state.policies)))
 
 
 @dataclass(frozen=True, slots=True)

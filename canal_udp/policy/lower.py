@@ -49,7 +49,7 @@ from canal_udp.policy.selector import Compare, Expression, Selector, all_of
 def lower_state(state: State, *, staged: bool = False) -> World:
     """Everything; `staged` treats staged policies as if they were enforced."""
     policies: dict[str, list[Policy]] = {}
-    for one in _with_staged(state.policies) if staged else state.policies:
+    for one in with_staged(state.policies) if staged else state.policies:
         policy = lower_policy(one)
         if policy.staged is None:
             policies.setdefault(policy.tier, []).append(policy)
@@ -67,7 +67,7 @@ def lower_state(state: State, *, staged: bool = False) -> World:
     )
 
 
-def _with_staged(policies: tuple[Written, ...]) -> Iterator[Written]:
+def with_staged(policies: tuple[Written, ...]) -> Iterator[Written]:
     """Set replaces or adds the policy of the same name, Delete removes it, Learn and Ignore do nothing."""
     changed = {
         (policy_key(one).removeprefix("Staged"), one.staged): one

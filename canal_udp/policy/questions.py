@@ -2,6 +2,7 @@
 
 Answer    the flow as it was asked, with "verdict", and for "egress" and "ingress" {verdict, tier, policy, rule}:
           rule counts from 0; -1 = no rule matched and the end of the tier decided; null = no policy was asked.
+          "pending", where it is asked for: the same as if the staged policies were enforced.
 Family    a pod with two addresses is asked for in IPv4, unless the other end has only IPv6.
 """
 
@@ -25,7 +26,7 @@ PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 _ECHO = {ICMP: 8, ICMP6: 128}
 _SYNTHETIC = IPv4Address("240.0.0.1")  # reserved: no pod and no policy has such an address
 _KEYS = ("protocol", "icmp_type", "icmp_code", "original_dst", "original_dport", "hairpin")
-_ANSWER = ("verdict", "egress", "ingress")
+_ANSWER = ("verdict", "egress", "ingress", "pending")
 _VERDICT = {True: b"allow", False: b"deny"}
 PORT_MAX = 65535
 TAILS_MAX = 2**20  # answers remembered
@@ -54,14 +55,23 @@ class Questions:
         self._tails: dict[object, bytes] = {}
         self._shown: dict[int, tuple[Decision, bytes]] = {}  # by id, which the decision beside it keeps from reuse
 
-    def answer(self, line: bytes) -> bytes:
-        """One line of JSON for another; RequestError says what is wrong with it."""
+    def answer(self, line: bytes, pending: Questions | None = None) -> bytes:
+        """One line of JSON for another; RequestError says what is wrong with it. `pending` adds its own verdict."""
         try:
             question = self._decode(line)
         except msgspec.DecodeError as error:
             raise RequestError(f"not JSON: {error}") from None
         if not isinstance(question, dict):
             raise RequestError("a flow is an object")
+        tail = self._answer(question)
+        if pending is not None:
+            tail = b'%b,"pending":{%b}' % (tail[:-1], pending._answer(question))
+        if "verdict" in question:  # a recorded flow: what was decided then is not repeated
+            line = self._encode({name: value for name, value in question.items() if name not in _ANSWER})
+        return line.rstrip()[:-1] + b"," + tail
+
+    def _answer(self, question: Mapping[str, Any]) -> bytes:
+        """The verdict as the end of an object."""
         source, destination = self._pair(question)
         key = self._key(question, source, destination)
         try:
@@ -72,9 +82,7 @@ class Questions:
             if len(self._tails) == TAILS_MAX:
                 self._tails.clear()
             tail = self._tails[key] = self._tail(question, source, destination)
-        if "verdict" in question:  # a recorded flow: what was decided then is not repeated
-            line = self._encode({name: value for name, value in question.items() if name not in _ANSWER})
-        return line.rstrip()[:-1] + b"," + tail
+        return tail
 
     def _key(self, question: Mapping[str, Any], source: End, destination: End) -> tuple[object, ...]:
         get, port = question.get, self._evaluator.classes.port
