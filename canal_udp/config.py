@@ -85,6 +85,7 @@ class DaemonConfig:
     ip_rest_s: int = 30
     lease_ttl_s: int = 86400
     lease_renew_margin_s: int = 3600
+    on_lease_lost: Literal["renumber", "stop"] = "renumber"
     clean: bool = False
     log_level: str = "info"
     node: str = ""  # name of this node in its lease; "": the host name
@@ -270,6 +271,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("ip_rest_s", "a pod's address is not given to the next pod for so long", "number", "S", high=86400),
     Option("lease_ttl_s", "a lease lives this long without renewal", "number", "S", low=2, high=10 * 365 * 86400),
     Option("lease_renew_margin_s", "renew this long before the end", "number", "S", low=1, high=10 * 365 * 86400),
+    Option(
+        "on_lease_lost",
+        "another node has our subnet: renumber (take another one) or stop",
+        metavar="WHAT",
+        parse=_one_of("renumber", "stop"),
+    ),
     Option("clean", "at exit leave the machine as it was found", "switch"),
     Option("log_level", "debug, info, warning or error", metavar="LEVEL", parse=_one_of(*LOG_LEVELS)),
     Option("node", "name of this node, for people", metavar="NAME", parse=lambda text: printable(text, 253)),

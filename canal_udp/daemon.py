@@ -195,6 +195,7 @@ class Daemon:
         asyncio.get_running_loop().remove_reader(self.dataplane.events_fd)
         if self.config.clean:
             await self._clean()
+        self._keeper.close()
         self.objects.close()
         self.policy.close()
         await self._store.close()

@@ -69,6 +69,7 @@ def lease(subnet: str, *, new: bool) -> dict[str, object]:
             ["Lease renewed, new expiration: 1970-01-01 00:00:17.500000 +0000 UTC"],
         ),
         ("lease.renewed", {"subnet": "x", "expires_at": None}, ["Lease renewed, new expiration: never"]),
+        ("lease.lost", {"reason": "x"}, ["x", "Lease has been revoked. Shutting down daemon."]),
         ("daemon.ready", {"subnet_file": "/x.env"}, ["Wrote subnet file to /x.env", "Running backend."]),
         ("store.failed", {"reason": "it is away"}, ['store.failed reason="it is away"']),
     ],

@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         *("api", "daemon", "daemon_api", "daemon_cni", "daemon_endpoints", "daemon_flows", "daemon_hands"),
         *("daemon_health", "daemon_listener", "daemon_metrics", "daemon_objects", "daemon_paths", "daemon_policy"),
-        *("daemon_store", "lab", "bench"),
+        *("daemon_saved", "daemon_store", "lab", "bench"),
     ),
     ("flannel.run", "flannel.lease_only"),
     ("cli", "__main__"),

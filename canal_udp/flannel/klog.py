@@ -65,5 +65,6 @@ LINES: Mapping[str, tuple[Line, ...]] = {
     "underlay.chosen": (lambda f: f"Using interface with name {f['iface']} and address {f['public_ip']}",),
     "lease.held": (_held,),
     "lease.renewed": (lambda f: f"Lease renewed, new expiration: {_time(f['expires_at'])}",),
+    "lease.lost": (lambda f: f"{f['reason']}", lambda f: "Lease has been revoked. Shutting down daemon."),
     "daemon.ready": (lambda f: f"Wrote subnet file to {f['subnet_file']}", lambda f: "Running backend."),
 }

@@ -10,6 +10,7 @@ Environment  post: NETWORK, SUBNET, IPV6SUBNET, PUBLIC_IP, PUBLIC_IPV6; add and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -26,7 +27,7 @@ from canal_udp.control.subnet_env import SubnetEnv, previous_subnets, read, writ
 from canal_udp.control.value import read_object
 from canal_udp.daemon_health import sd_notify
 from canal_udp.daemon_store import Keeper
-from canal_udp.errors import CanalError
+from canal_udp.errors import CanalError, LeaseLost
 from canal_udp.logs import event
 from canal_udp.net import printable
 from canal_udp.node import wanted_rules
@@ -87,7 +88,8 @@ class LeaseOnly:
         try:
             await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
             if not stopped.is_set():
-                works[0].result()
+                with contextlib.suppress(LeaseLost):  # told by the keeper; flanneld's status is 0
+                    works[0].result()
         finally:
             for work in works:
                 work.cancel()

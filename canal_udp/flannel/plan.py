@@ -72,6 +72,7 @@ def daemon_config(options: Options, environ: Mapping[str, str]) -> DaemonConfig:
         "subnet_file": subnet_file(options),
         "lease_ttl_s": LEASE_TTL_S,
         "lease_renew_margin_s": 60 * options.number("subnet-lease-renew-margin"),
+        "on_lease_lost": "stop",
         "log_level": "debug" if options.number("v") >= VERBOSE else "info",
     }
     for name, value in given.items():
