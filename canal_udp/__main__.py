@@ -26,6 +26,7 @@ COMMANDS = {
     "lease": "store",
     "network": "store",
     "policy": "policy",
+    "migrate": "migrate",
     "lab": "lab",
     "bench": "bench",
 }

@@ -95,17 +95,17 @@ def run(config: DaemonConfig) -> int:
     return uvloop.run(serve(config))
 
 
-async def serve(config: DaemonConfig, made: Callable[[Daemon], None] | None = None) -> int:
+async def serve(config: DaemonConfig, made: Callable[[Daemon], None] | None = None, host: Host | None = None) -> int:
     """Be the daemon until a signal ends it; `made` gets it before it starts."""
     with _sole_daemon(config.run_dir):
-        return await _serve(config, made)
+        return await _serve(config, made, host or RealHost())
 
 
-async def _serve(config: DaemonConfig, made: Callable[[Daemon], None] | None) -> int:
+async def _serve(config: DaemonConfig, made: Callable[[Daemon], None] | None, host: Host) -> int:
     offloads = selftest.run()
     event(LOG, "info", "offload.tested", mode=offloads.mode, reason=offloads.reason)
     with Dataplane(dataplane_config(config, offloads)) as dataplane:
-        daemon = Daemon(config, RealHost(), dataplane, offloads)
+        daemon = Daemon(config, host, dataplane, offloads)
         if made is not None:
             made(daemon)
         await daemon.start()
@@ -371,6 +371,7 @@ class Daemon:
             underlay.public_ip6,
             encap=config.encap,
             vtep_mac=self.node.mac if config.encap == "vxlan" else None,
+            vtep_mac6=self.node.mac if config.encap == "vxlan" and self.node.network.network6 else None,
             node=self.name,
             vni=config.vni,
         )

@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("daemon_health", "daemon_listener", "daemon_metrics", "daemon_objects", "daemon_paths", "daemon_policy"),
         *("daemon_saved", "daemon_store", "lab", "bench"),
     ),
-    ("flannel.run", "flannel.lease_only"),
+    ("flannel.run", "flannel.lease_only", "flannel.takeover", "flannel.survey"),
     ("cli", "__main__"),
 )
 

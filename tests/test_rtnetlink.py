@@ -96,7 +96,7 @@ def test_questions_about_routes() -> None:
 def test_a_link_that_is_there() -> None:
     attributes = {"IFLA_IFNAME": "eth0", "IFLA_MTU": 1450, "IFLA_TXQLEN": 1000, "IFLA_GSO_MAX_SEGS": 65535}
     body = written(ifinfmsg(), {"index": 4, "flags": 0x10043}, {**attributes, "IFLA_ADDRESS": "02:00:00:00:00:01"})
-    assert rt.link_of(body) == rt.Link(4, "eth0", 0x10043, 1450, 1000, 65535)
+    assert rt.link_of(body) == rt.Link(4, "eth0", 0x10043, 1450, 1000, 65535, bytes((2, 0, 0, 0, 0, 1)))
 
 
 @pytest.mark.parametrize(

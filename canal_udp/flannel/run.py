@@ -27,8 +27,11 @@ from canal_udp.errors import CanalError
 from canal_udp.flannel import klog, plan
 from canal_udp.flannel.flags import Options
 from canal_udp.flannel.lease_only import Commands, LeaseOnly
+from canal_udp.flannel.takeover import TakeoverHost, kernel_devices, kernel_mac, lease_mac
+from canal_udp.identity import keep_mac, saved_mac
+from canal_udp.net import format_mac
 from canal_udp.tunnel.host import RealHost
-from canal_udp.underlay import Wish
+from canal_udp.underlay import Underlay, Wish
 
 LOG = logging.getLogger("canal.flanneld")
 FETCH_S = 1.0
@@ -91,7 +94,24 @@ class Shell:
             await backend.run()
             return
         plan.check_underlay(network, underlay)
-        await serve(config, self._made)
+        if network.encap != "vxlan":
+            await serve(config, self._made)
+            return
+        names = kernel_devices(network.vni)
+        await self._keep_mac(config, kernel_mac(names), underlay)
+        await serve(config, self._made, TakeoverHost(names))
+
+    async def _keep_mac(self, config: DaemonConfig, mac: bytes | None, underlay: Underlay) -> None:
+        """Have the MAC that peers know, so that none of them sees a change."""
+        if mac is None and saved_mac(config.state_dir) is None:
+            store = open_store(config.store)
+            try:
+                mac = lease_mac((await store.list_leases()).leases, underlay.public_ip or underlay.public_ip6)
+            finally:
+                await store.close()
+        if mac is not None and mac != saved_mac(config.state_dir):
+            keep_mac(config.state_dir, mac)
+            LOG.info("Taking over the VTEP MAC %s", format_mac(mac))
 
     def _made(self, daemon: Daemon) -> None:
         self._announced = lambda: daemon.node.announced

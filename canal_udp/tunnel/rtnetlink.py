@@ -45,7 +45,7 @@ _I32 = struct.Struct("=i")
 _TYPE_MASK = 0x3FFF  # the upper bits say "nested" and "network byte order"
 
 # attributes: of links, of addresses, of routes
-_IFNAME, _NUMBERS = 3, {"mtu": 4, "txqlen": 13, "gso_max_segs": 40}
+_IFADDRESS, _IFNAME, _LINKINFO, _INFO_KIND, _NUMBERS = 1, 3, 18, 1, {"mtu": 4, "txqlen": 13, "gso_max_segs": 40}
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _MULTIPATH, _VIA = 1, 4, 5, 6, 7, 9, 18
 
@@ -69,6 +69,8 @@ class Link:
     mtu: int
     txqlen: int
     gso_max_segs: int
+    address: bytes = b""
+    kind: str = ""  # "vxlan", "tun" ...; none for hardware
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +176,10 @@ def link_of(body: bytes) -> Link:
     _, _, index, flags, _ = _LINK.unpack_from(body)
     found = _attributes(body, _LINK.size)
     name = found.get(_IFNAME, b"").rstrip(b"\0").decode("utf-8", "replace")
-    return Link(index, name, flags, **{key: _number(found, kind) for key, kind in _NUMBERS.items()})
+    numbers = {key: _number(found, kind) for key, kind in _NUMBERS.items()}
+    inside = _attributes(found.get(_LINKINFO, b""), 0)
+    kind = inside.get(_INFO_KIND, b"").rstrip(b"\0").decode("ascii", "replace")
+    return Link(index, name, flags, **numbers, address=found.get(_IFADDRESS, b""), kind=kind)
 
 
 def address_of(body: bytes) -> Address:

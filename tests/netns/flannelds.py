@@ -32,7 +32,7 @@ class Flanneld(Daemon):
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | self.environ)
         if ready:
-            until(self.is_ready, what=f"{self.netns} ready; log: {self.log}")
+            until(self.is_ready, 30.0, what=f"{self.netns} ready; log: {self.log}")
         return self
 
     def is_ready(self) -> bool:
