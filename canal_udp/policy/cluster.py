@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 from canal_udp.control.objects import ObjectKey
@@ -153,7 +154,7 @@ class Cluster:
     def _note(self, about: object, problem: str) -> None:
         if problem:
             self._problems[about] = problem
-        else:
+        elif self._problems:
             self._problems.pop(about, None)
 
     # ---- facts to objects
@@ -162,7 +163,8 @@ class Cluster:
         also: set[ObjectKey] = set()
         for key in touched:
             self._count(key, also)
-        changes = (self._settle(key) for key in sorted(touched | also))
+        in_order = sorted(touched | also, key=attrgetter("kind", "namespace", "name"))
+        changes = (self._settle(key) for key in in_order)
         return tuple(change for change in changes if change is not None)
 
     def _count(self, key: ObjectKey, also: set[ObjectKey]) -> None:
@@ -219,7 +221,8 @@ class Cluster:
         lost = tuple(
             address
             for address in _addresses(found)
-            if max((self._counting[one][0], one) for one in self._bearers.get(address, {key}))[1] != key
+            if len(rivals := self._bearers.get(address, ())) > 1
+            and max((self._counting[one][0], one) for one in rivals)[1] != key
         )
         name = f"{key.namespace}/{key.name}"
         self._note(("lost", key), f"{', '.join(map(str, lost))} of {name} is another pod's now" if lost else "")

@@ -58,16 +58,24 @@ def read_fact(kind: Kind, key: str, value: bytes, revision: int = 0) -> Fact:
     """Read an entry that anyone may have written. Never raises for what it holds."""
     source = f"{kind}/{printable(key)}"
     try:
-        named = _endpoint_key(key) if kind == "endpoints" else parse_object_key(key)
+        if kind == "endpoints":
+            pod = _pod(read_endpoint(key, value), Where(source))
+            return Fact(ObjectKey("Pod", pod.namespace, pod.name), pod, "", revision)
+        named = parse_object_key(key)
+        found, problem = _object(named, value, source)
     except ValueError as error:
         return Fact(None, None, f"{source}: {error}", revision)
-    try:
-        if kind == "endpoints":
-            return Fact(named, _pod(read_endpoint(key, value), Where(source)), "", revision)
-        found, problem = _object(named, value, source)
     except ConfigError as error:
-        return Fact(named, unreadable(named, Where(source), error.problem), str(error), revision)
+        return _by_its_key(kind, key, Where(source), error, revision)
     return Fact(named, found, problem, revision)
+
+
+def _by_its_key(kind: Kind, key: str, where: Where, error: ConfigError, revision: int) -> Fact:
+    try:
+        named = _endpoint_key(key) if kind == "endpoints" else parse_object_key(key)
+    except ValueError:
+        return Fact(None, None, str(error), revision)
+    return Fact(named, unreadable(named, where, error.problem), str(error), revision)
 
 
 def _endpoint_key(key: str) -> ObjectKey:
