@@ -132,7 +132,16 @@ class Lib(Protocol):
     def canal_classify(self, classifier: CData, flows: CData, n: int, rows: CData) -> int: ...
 
     def canal_classes_build(
-        self, prefixes: CData, n: int, flags: CData, n_classes: int, out: CData, fault: CData
+        self,
+        base: CData,
+        addresses: CData,
+        n: int,
+        prefixes: CData,
+        n_prefixes: int,
+        flags: CData,
+        n_classes: int,
+        out: CData,
+        fault: CData,
     ) -> int: ...
     def canal_classes_release(self, classes: CData) -> None: ...
     def canal_classes_find(self, classes: CData, addrs: CData, n: int, found: CData) -> int: ...

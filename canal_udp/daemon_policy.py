@@ -9,6 +9,7 @@ Threads    the loop's; the engine is only used inside the thread, one call at a 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from canal_udp.policy.compiled import Compiled
 LOG = logging.getLogger("canal.policy")
 RETRY_S = 5.0
 LOOK_S = 3600.0  # with nothing to do before someone says so
+LASTING = 1000  # objects at once: a cluster that is there to stay
 SETTLED_S = 2.0  # an attach waits so long for the policies of its pod
 
 
@@ -101,7 +103,10 @@ class PolicyKeeper:
         for some in changes:
             self._engine.apply(some)
         self._engine.set_own(own)
-        return self._engine.compile(local)
+        compiled = self._engine.compile(local)
+        if sum(map(len, changes)) > LASTING:
+            gc.freeze()  # a collection that looks at all of a large cluster stops everybody for a second
+        return compiled
 
     def _failed(self, reason: str) -> None:
         self.problem = f"policies are those of before: {reason}"

@@ -59,7 +59,8 @@ class PolicyTables:
     def _held_classes(self, classes: AddressClasses) -> CData:
         found = self._classes.get(classes)
         if found is None:
-            found = self._classes[classes] = _build_classes(classes)
+            base = ffi.NULL if classes.base is None else self._held_classes(classes.base)
+            found = self._classes[classes] = _build_classes(classes, base)
         return found
 
     def _program(self, program: Program) -> CData:
@@ -72,9 +73,12 @@ class PolicyTables:
         return found
 
 
-def _build_classes(classes: AddressClasses) -> CData:
+def _build_classes(classes: AddressClasses, base: CData) -> CData:
     out, fault = ffi.new("struct canal_classes **"), new_fault()
     rc = lib.canal_classes_build(
+        base,
+        ffi.from_buffer("struct canal_fib_entry[]", classes.addresses),
+        len(classes.addresses),
         ffi.from_buffer("struct canal_fib_entry[]", classes.prefixes),
         len(classes.prefixes),
         ffi.from_buffer("uint32_t[]", classes.flags),

@@ -462,8 +462,10 @@ struct canal_classes;
 struct canal_program;
 struct canal_policy;
 
-/* prefixes: target = class < n_classes; the longest one decides. flags: n_classes, CANAL_CLASS_*. */
-int canal_classes_build(const struct canal_fib_entry *prefixes, size_t n, const uint32_t *flags, size_t n_classes,
+/* Targets are classes < n_classes; flags: n_classes, CANAL_CLASS_*. An address is looked for among `addresses`, then among those of
+ * `base` (or NULL), whose prefixes do not count, then the longest of `prefixes` decides. */
+int canal_classes_build(const struct canal_classes *base, const struct canal_fib_entry *addresses, size_t n,
+                        const struct canal_fib_entry *prefixes, size_t n_prefixes, const uint32_t *flags, size_t n_classes,
                         struct canal_classes **out, struct canal_fault *fault);
 void canal_classes_release(struct canal_classes *classes);
 /* found[i]: the class of addrs + 16 * i, CANAL_CLASSES_MAX or more where there is none. */

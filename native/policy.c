@@ -5,7 +5,7 @@
  *             Called by judge.c; built by policy_build.c.
  * Structure:
  *
- *     source, destination ─► FIB ─► classes ─┬─► source is a pod of ours:      its program for egress  ─┐
+ *     source, destination ─► FIBs ─► classes ─┬─► source is a pod of ours:      its program for egress  ─┐
  *                                            └─► destination is a pod of ours: its program for ingress ─┴─► both must allow
  *
  *             A program is a classifier whose rows are rules in the order in which policies are asked, over all their tiers. The first row
@@ -32,7 +32,11 @@ static void numbers_of(const struct canal_flow *flow, uint16_t values[CLASSIFY_R
 
 static uint32_t class_of(const struct canal_classes *classes, const uint8_t addr[16], uint8_t family)
 {
-	return fib_lookup(classes->fib, addr, family) - 1;
+	uint32_t found = fib_lookup(classes->addresses->fib, addr, family);
+
+	if (!found && classes->base)
+		found = fib_lookup(classes->base->fib, addr, family);
+	return (found ? found : fib_lookup(classes->prefixes, addr, family)) - 1;
 }
 
 /* Run one end's program; returns whether it allows. */

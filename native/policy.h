@@ -6,10 +6,17 @@
 #include "classify.h"
 #include "packet.h"
 
+/* Single addresses, which later classes share. */
+struct policy_addresses {
+	_Atomic uint32_t references;
+	struct fib *fib;              /* target = class + 1: a FIB says 0 of an address that it does not have */
+};
+
 struct canal_classes {
 	_Atomic uint32_t references;
 	uint32_t n_classes;
-	struct fib *fib;              /* target = class + 1: a FIB says 0 of an address without prefix */
+	struct policy_addresses *addresses, *base;   /* base: NULL, or what counts after addresses */
+	struct fib *prefixes;
 	uint32_t *flags;              /* CANAL_CLASS_*, one a class */
 };
 

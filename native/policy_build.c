@@ -41,51 +41,85 @@ static bool last(_Atomic uint32_t *references)
 
 /* ---- classes ------------------------------------------------------------------------------------------------------------- */
 
-static int check_classes(const struct canal_fib_entry *prefixes, size_t n, const uint32_t *flags, size_t n_classes, struct canal_fault *fault)
+static int check_entries(const struct canal_fib_entry *entries, size_t n, size_t n_classes, struct canal_fault *fault)
+{
+	for (size_t i = 0; i < n; i++)
+		if (entries[i].target >= n_classes)
+			return fault_at(fault, CANAL_ERANGE, CANAL_TABLE_FIB, i, offsetof(struct canal_fib_entry, target));
+	return CANAL_OK;
+}
+
+static int check_flags(const uint32_t *flags, size_t n_classes, struct canal_fault *fault)
 {
 	if (n_classes > CANAL_CLASSES_MAX)
 		return fault_at(fault, CANAL_ERANGE, CANAL_TABLE_CLASS, CANAL_CLASSES_MAX, 0);
 	for (size_t i = 0; i < n_classes; i++)
 		if (flags[i] & ~(uint32_t)CANAL_CLASS_NODE)
 			return fault_at(fault, CANAL_EINVAL, CANAL_TABLE_CLASS, i, 0);
-	for (size_t i = 0; i < n; i++)
-		if (prefixes[i].target >= n_classes)
-			return fault_at(fault, CANAL_ERANGE, CANAL_TABLE_FIB, i, offsetof(struct canal_fib_entry, target));
 	return CANAL_OK;
 }
 
-static int fill_classes(struct canal_classes *c, const struct canal_fib_entry *prefixes, size_t n, const uint32_t *flags, struct canal_fault *fault)
+/* A FIB whose targets are class + 1. */
+static int build_fib(const struct canal_fib_entry *from, size_t n, size_t n_classes, struct fib **out, struct canal_fault *fault)
 {
-	struct canal_fib_entry *entries = copy_of(prefixes, n, sizeof(*entries));
-	int rc;
+	int rc = check_entries(from, n, n_classes, fault);
+	struct canal_fib_entry *entries = rc ? NULL : copy_of(from, n, sizeof(*entries));
 
-	c->flags = copy_of(flags, c->n_classes, sizeof(*flags));
-	if (!entries || !c->flags) {
-		free(entries);
-		return fault_at(fault, CANAL_ENOMEM, CANAL_TABLE_CLASS, 0, 0);
-	}
+	if (rc)
+		return rc;
+	if (!entries)
+		return fault_at(fault, CANAL_ENOMEM, CANAL_TABLE_FIB, 0, 0);
 	for (size_t i = 0; i < n; i++)
 		entries[i].target++;
-	rc = fib_build(entries, n, &c->fib, fault);
+	rc = fib_build(entries, n, out, fault);
 	free(entries);
 	return rc;
 }
 
-int canal_classes_build(const struct canal_fib_entry *prefixes, size_t n, const uint32_t *flags, size_t n_classes,
+static void release_addresses(struct policy_addresses *addresses)
+{
+	if (!addresses || !last(&addresses->references))
+		return;
+	fib_free(addresses->fib);
+	free(addresses);
+}
+
+static int fill_classes(struct canal_classes *c, const struct canal_fib_entry *addresses, size_t n, const struct canal_fib_entry *prefixes,
+                        size_t n_prefixes, const uint32_t *flags, struct canal_fault *fault)
+{
+	int rc;
+
+	c->addresses = calloc(1, sizeof(*c->addresses));
+	c->flags = copy_of(flags, c->n_classes, sizeof(*flags));
+	if (!c->addresses || !c->flags)
+		return fault_at(fault, CANAL_ENOMEM, CANAL_TABLE_CLASS, 0, 0);
+	atomic_init(&c->addresses->references, 1);
+	rc = build_fib(addresses, n, c->n_classes, &c->addresses->fib, fault);
+	return rc ? rc : build_fib(prefixes, n_prefixes, c->n_classes, &c->prefixes, fault);
+}
+
+int canal_classes_build(const struct canal_classes *base, const struct canal_fib_entry *addresses, size_t n,
+                        const struct canal_fib_entry *prefixes, size_t n_prefixes, const uint32_t *flags, size_t n_classes,
                         struct canal_classes **out, struct canal_fault *fault)
 {
-	int rc = check_classes(prefixes, n, flags, n_classes, fault);
+	int rc = check_flags(flags, n_classes, fault);
 	struct canal_classes *c;
 
 	*out = NULL;
 	if (rc)
 		return rc;
+	if (base && base->n_classes > n_classes)
+		return fault_at(fault, CANAL_ERANGE, CANAL_TABLE_CLASS, n_classes, 0);
 	c = calloc(1, sizeof(*c));
 	if (!c)
 		return fault_at(fault, CANAL_ENOMEM, CANAL_TABLE_CLASS, 0, 0);
 	atomic_init(&c->references, 1);
 	c->n_classes = (uint32_t)n_classes;
-	rc = fill_classes(c, prefixes, n, flags, fault);
+	if (base) {
+		c->base = base->addresses;
+		hold(&c->base->references);
+	}
+	rc = fill_classes(c, addresses, n, prefixes, n_prefixes, flags, fault);
 	if (rc)
 		canal_classes_release(c);
 	else
@@ -97,7 +131,9 @@ void canal_classes_release(struct canal_classes *classes)
 {
 	if (!classes || !last(&classes->references))
 		return;
-	fib_free(classes->fib);
+	release_addresses(classes->addresses);
+	release_addresses(classes->base);
+	fib_free(classes->prefixes);
 	free(classes->flags);
 	free(classes);
 }

@@ -22,7 +22,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config", "readings", "control", "cni", "encap", "endpoints", "underlay", "policy", "identity", "flannel"),
     ("node", "actions", "agenda", "rounds"),
     ("_abi", "encap.fib", "recorded", "tunnel"),
-    ("policy.compiled", "policy.class_table", "policy.addresses", "policy.program", "policy.compile"),
+    (
+        *("policy.compiled", "policy.class_table", "policy.class_rows", "policy.elsewhere", "policy.addresses"),
+        *("policy.program", "policy.compile"),
+    ),
     ("dataplane", "faults", "policy_tables"),
     (
         *("api", "daemon", "daemon_api", "daemon_cni", "daemon_endpoints", "daemon_flows", "daemon_hands"),

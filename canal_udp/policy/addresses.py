@@ -1,231 +1,226 @@
 """Addresses to classes: what all rules in use can see of each address, and the arrays that C searches.
 
-Structure  owner (endpoint, host endpoint, network set) ─► group: its labels ─► the selectors that match, by the index
-           address ─► Seen: groups of its owners, prefixes around it, nodes, services ─► class
-           Owners with equal labels are one group, so that labels are looked at once for all of them.
-Invariants `settle` looks again only at addresses of groups that match differently, of owners that changed, and in
+Structure  owner (endpoint, host endpoint, network set) ─► kind: its labels and ports ─► the selectors that match
+           address ─► kinds of its owners, prefixes around it, nodes, services ─► class
+           Owners with equal labels and ports are one kind: labels are looked at once for all of them.
+Invariants `settle` looks again only at addresses of kinds that match differently, of owners that changed, and in
            prefixes that are new. A set, once used, stays; the engine starts anew when too many are no longer.
+Memory     addresses are 16 bytes here, as C has them: a hundred thousand of them are hashed often.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import TypeAlias
 
-import numpy as np
-
-from canal_udp._abi import dtype_of, lib
-from canal_udp.encap.fib import packed
+from canal_udp.encap.fib import V4_MAPPED, packed
 from canal_udp.net import Address, Network
+from canal_udp.policy.class_rows import ClassRows
 from canal_udp.policy.class_table import ClassTable, Seen
-from canal_udp.policy.compiled import AddressClasses, Array
+from canal_udp.policy.compiled import AddressClasses
+from canal_udp.policy.elsewhere import Elsewhere
 from canal_udp.policy.index import Change, LabelIndex
 from canal_udp.policy.model import EndpointPort, EndpointSlice, Node
-from canal_udp.policy.normal import AddressSet, NodeSet, PortedSet, PortSet, SelectorSet, ServiceSet, Side
+from canal_udp.policy.normal import AddressSet, PortedSet, PortSet, SelectorSet, Side
 from canal_udp.policy.prefixes import Prefixes
 from canal_udp.policy.rows import NamedPort
 
-Group: TypeAlias = tuple[frozenset[tuple[str, str]], tuple[str, ...]]  # labels, parents
+Labels: TypeAlias = tuple[frozenset[tuple[str, str]], tuple[str, ...]]  # own ones, parents
 
 _NOBODY: frozenset[str] = frozenset()
+_NO_NETS: frozenset[Network] = frozenset()
 _NO_PORTS: frozenset[NamedPort] = frozenset()
 _ANYWHERE: tuple[Network, ...] = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """Who has addresses, or, a network set, prefixes."""
+@dataclass(slots=True, eq=False)
+class _Kind:
+    """All owners with the same labels and ports. `plain`: class of an address that only they have, by version."""
 
-    group: Group
-    addresses: tuple[Address, ...] = ()
-    ports: tuple[EndpointPort, ...] = ()
-    nets: tuple[Network, ...] = ()
+    labels: Labels
+    ports: tuple[EndpointPort, ...]
+    members: set[str] = field(default_factory=set)
+    sets: frozenset[str] | None = None
+    named: frozenset[NamedPort] | None = None
+    plain: dict[int, int] = field(default_factory=dict)
+
+    def forget(self) -> None:
+        self.sets = self.named = None
+        self.plain.clear()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
+class _Owner:
+    kind: _Kind
+    addresses: tuple[bytes, ...]
+    nets: tuple[Network, ...]
+
+
 class Addresses:
     """See the module's docstring."""
 
-    table: ClassTable = field(default_factory=ClassTable)
-    _index: LabelIndex[Group] = field(default_factory=LabelIndex)
-    _owners: dict[str, Owner] = field(default_factory=dict)
-    _members: dict[Group, set[str]] = field(default_factory=lambda: defaultdict(set))
-    _matching: dict[Group, frozenset[str]] = field(default_factory=dict)
-    _bearers: dict[Address, tuple[str, ...]] = field(default_factory=dict)
-    _sets: dict[str, AddressSet] = field(default_factory=dict)
-    _port_sets: dict[str, PortedSet] = field(default_factory=dict)
-    _ports_by_name: dict[str, list[PortSet]] = field(default_factory=lambda: defaultdict(list))
-    _nets: Prefixes[Network] = field(default_factory=Prefixes)
-    _set_nets: Prefixes[str] = field(default_factory=Prefixes)  # prefix -> network sets that have it
-    _own: frozenset[Address] = frozenset()
-    _nodes: tuple[Node, ...] = ()
-    _slices: tuple[EndpointSlice, ...] = ()
-    _elsewhere: dict[Address, frozenset[str]] = field(default_factory=dict)  # sets that labels do not decide
-    _served: dict[Address, frozenset[NamedPort]] = field(default_factory=dict)  # ports of services
-    _dirty: set[Address] = field(default_factory=set)
-    _all_dirty: bool = True
-    _classes: dict[Address, int] = field(default_factory=dict)
-    _known: dict[object, int] = field(default_factory=dict)  # parts of Seen -> class
-    _made: AddressClasses | None = None
+    def __init__(self) -> None:
+        self.table = ClassTable()
+        self._index: LabelIndex[Labels] = LabelIndex()
+        self._owners: dict[str, _Owner] = {}
+        self._kinds: dict[Labels, dict[tuple[EndpointPort, ...], _Kind]] = {}
+        self._bearers: dict[bytes, tuple[_Kind, ...]] = {}
+        self._sets: dict[str, AddressSet] = {}
+        self._port_sets: dict[str, PortedSet] = {}
+        self._ports_by_selector: dict[str, list[PortSet]] = defaultdict(list)
+        self._nets: Prefixes[Network] = Prefixes()
+        self._set_nets: Prefixes[str] = Prefixes()  # prefix -> network sets that have it
+        self._own: frozenset[bytes] = frozenset()
+        self._elsewhere = Elsewhere()
+        self._dirty: set[bytes] = set()
+        self._nets_changed = True
+        self._known: dict[object, int] = {}  # parts of Seen -> class
+        self._rows = ClassRows()
 
     # ---- facts -------------------------------------------------------------------------------------------------------
 
-    def set_owner(self, key: str, owner: Owner | None) -> None:
-        """Say who has which addresses; None: nobody any more."""
-        before = self._owners.pop(key, None)
-        if before is not None:
-            self._leave(key, before)
-        if owner is not None:
-            self._owners[key] = owner
-            self._enter(key, owner)
-        if any(one is not None and one.nets for one in (before, owner)):
-            self._all_dirty = True
-
-    def _enter(self, key: str, owner: Owner) -> None:
-        members = self._members[owner.group]
-        if not members:
-            self._index.set_item(owner.group, dict(owner.group[0]), owner.group[1])
-        members.add(key)
+    def set_owner(
+        self,
+        key: str,
+        labels: Labels,
+        addresses: Iterable[Address] = (),
+        ports: tuple[EndpointPort, ...] = (),
+        nets: tuple[Network, ...] = (),
+    ) -> None:
+        """Say who has which addresses, or, for a network set, prefixes."""
+        self.remove_owner(key)
+        kind = self._kind(labels, ports)
+        kind.members.add(key)
+        owner = self._owners[key] = _Owner(kind, tuple(map(packed, addresses)), nets)
         for address in owner.addresses:
-            self._bearers[address] = (*self._bearers.get(address, ()), key)
+            self._bearers[address] = (*self._bearers.get(address, ()), kind)
         self._dirty.update(owner.addresses)
-        for net in owner.nets:
+        for net in nets:
             self._set_nets.add(net, key)
+            self._touch_net(net)
 
-    def _leave(self, key: str, owner: Owner) -> None:
-        members = self._members[owner.group]
-        members.discard(key)
-        if not members:
-            del self._members[owner.group]
-            self._index.remove_item(owner.group)
-            self._matching.pop(owner.group, None)
+    def remove_owner(self, key: str) -> None:
+        """Say that nobody has them any more."""
+        owner = self._owners.pop(key, None)
+        if owner is None:
+            return
+        self._leave(key, owner.kind)
         for address in owner.addresses:
-            left = tuple(one for one in self._bearers[address] if one != key)
+            left = list(self._bearers.pop(address))
+            left.remove(owner.kind)
             if left:
-                self._bearers[address] = left
-            else:
-                del self._bearers[address]
+                self._bearers[address] = tuple(left)
         self._dirty.update(owner.addresses)
         for net in owner.nets:
             self._set_nets.discard(net, key)
+            self._touch_net(net)
+
+    def _kind(self, labels: Labels, ports: tuple[EndpointPort, ...]) -> _Kind:
+        same_labels = self._kinds.get(labels)
+        if same_labels is None:
+            same_labels = self._kinds[labels] = {}
+            self._index.set_item(labels, dict(labels[0]), labels[1])
+        kind = same_labels.get(ports)
+        if kind is None:
+            kind = same_labels[ports] = _Kind(labels, ports)
+        return kind
+
+    def _leave(self, key: str, kind: _Kind) -> None:
+        kind.members.discard(key)
+        if kind.members:
+            return
+        del self._kinds[kind.labels][kind.ports]
+        if not self._kinds[kind.labels]:
+            del self._kinds[kind.labels]
+            self._index.remove_item(kind.labels)
 
     def set_parent(self, name: str, labels: dict[str, str]) -> None:
         """Give a profile its labels: they count for everybody who inherits from it."""
         self._touch(self._index.set_parent(name, labels))
 
-    def set_own(self, own: frozenset[Address]) -> None:
+    def set_own(self, own: Iterable[Address]) -> None:
         """The addresses of this node."""
-        self._dirty |= self._own ^ own
-        self._own = own
+        now = frozenset(map(packed, own))
+        self._dirty |= self._own ^ now
+        self._own = now
 
     def set_world(self, nodes: Iterable[Node], slices: Iterable[EndpointSlice]) -> None:
         """Nodes and services, for the sets that they are in."""
-        self._nodes, self._slices = tuple(nodes), tuple(slices)
-        self._look_elsewhere()
+        self._dirty |= self._elsewhere.set_world(nodes, slices)
 
     def use(self, side: Side) -> None:
         """Rules with this side are in use: see what they look at."""
         for net in (*side.nets, *side.not_nets):
             if self._nets.add(net, net):
-                self._all_dirty = True
+                self._touch_net(net)
         for one in (*side.sets, *side.not_sets):
             if one.id not in self._sets:
                 self._sets[one.id] = one
-                self._follow(one)
+                if isinstance(one, SelectorSet):
+                    self._touch(self._index.add_selector(one.selector))
+                    self._touch_members(one.selector.id)
+                else:
+                    self._dirty |= self._elsewhere.use(one)
         for port_set in (*side.port_sets, *side.not_port_sets):
             if port_set.id not in self._port_sets:
                 self._port_sets[port_set.id] = port_set
-                self._follow(port_set)
-
-    def _follow(self, used: AddressSet | PortedSet) -> None:
-        if isinstance(used, PortSet):
-            self._ports_by_name[used.name].append(used)
-            self._index.add_selector(used.selector)
-            self._touch_members(used.selector.id)
-        elif isinstance(used, SelectorSet):
-            self._touch(self._index.add_selector(used.selector))
-            self._touch_members(used.selector.id)
-        else:
-            self._look_elsewhere()
+                if isinstance(port_set, PortSet):
+                    self._ports_by_selector[port_set.selector.id].append(port_set)
+                    self._index.add_selector(port_set.selector)
+                    self._touch_members(port_set.selector.id)
+                else:
+                    self._dirty |= self._elsewhere.use_ports(port_set)
 
     def _touch_members(self, selector: str) -> None:
-        for group in self._index.members(selector):
-            self._touch_group(group)
+        """A selector that was followed already is looked at in another way now."""
+        for labels in self._index.members(selector):
+            self._touch_labels(labels)
 
-    def _touch(self, changes: Iterable[Change[Group]]) -> None:
+    def _touch(self, changes: Iterable[Change[Labels]]) -> None:
         for change in changes:
-            self._touch_group(change.item)
+            self._touch_labels(change.item)
 
-    def _touch_group(self, group: Group) -> None:
-        self._matching.pop(group, None)
-        for key in self._members[group]:
-            owner = self._owners[key]
-            self._dirty.update(owner.addresses)
-            if owner.nets:
-                self._all_dirty = True
+    def _touch_labels(self, labels: Labels) -> None:
+        for kind in self._kinds[labels].values():
+            if kind.sets is None and kind.named is None:
+                continue  # nobody has asked since it was touched last
+            kind.forget()
+            for key in kind.members:
+                owner = self._owners[key]
+                self._dirty.update(owner.addresses)
+                for net in owner.nets:
+                    self._touch_net(net)
 
-    def _look_elsewhere(self) -> None:
-        """Find the sets whose members no labels of endpoints decide."""
-        sets: dict[Address, set[str]] = defaultdict(set)
-        ports: dict[Address, set[NamedPort]] = defaultdict(set)
-        for name, used in self._sets.items():
-            if isinstance(used, NodeSet):
-                for node in self._nodes:
-                    if used.selector.matches(node.labels):
-                        for address in node.addresses:
-                            sets[address].add(name)
-            elif isinstance(used, ServiceSet):
-                for one in self._slices_of(used):
-                    for address in one.addresses:
-                        sets[address].add(name)
-        for name, port_set in self._port_sets.items():
-            if isinstance(port_set, ServiceSet):
-                for one in self._slices_of(port_set):
-                    for address in one.addresses:
-                        ports[address] |= {(name, protocol, port) for protocol, port in one.ports if port is not None}
-        self._dirty |= self._elsewhere.keys() | sets.keys() | self._served.keys() | ports.keys()
-        self._elsewhere = {address: frozenset(found) for address, found in sets.items()}
-        self._served = {address: frozenset(found) for address, found in ports.items()}
-
-    def _slices_of(self, used: ServiceSet) -> list[EndpointSlice]:
-        return [one for one in self._slices if (one.namespace, one.service) == (used.namespace, used.name)]
+    def _touch_net(self, net: Network) -> None:
+        self._nets_changed = True
+        self._dirty |= self._rows.within(net)
 
     # ---- classes -----------------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
         """Give every address that may have changed its class."""
-        special = self._bearers.keys() | self._own | self._elsewhere.keys() | self._served.keys()
-        dirty = special | self._classes.keys() if self._all_dirty else self._dirty
-        if not dirty and not self._all_dirty:
-            return
-        for address in dirty:
-            now = self._class(address) if address in special else None
-            if now is None:
-                changed = self._classes.pop(address, None) is not None
-            else:
-                changed = self._classes.get(address) != now
-                self._classes[address] = now
-            if changed:
-                self._made = None
-        if self._all_dirty:
-            self._made = None
-        self._dirty, self._all_dirty = set(), False
+        for address in self._dirty:
+            owned = address in self._bearers or address in self._own or address in self._elsewhere
+            self._rows.put(address, self._class(address), owned=owned)
+        self._dirty = set()
 
-    def _class(self, address: Address) -> int:
-        owners = self._bearers.get(address, ())
-        sets = self._sets_of(owners)
-        if self._elsewhere:
-            sets |= self._elsewhere.get(address, _NOBODY)
-        around = self._set_nets.around(address)
-        if around:
-            sets |= self._sets_of(around)
-        ports = self._ports_of(owners) if self._port_sets else _NO_PORTS
-        if self._served:
-            ports |= self._served.get(address, _NO_PORTS)
-        return self._number(address.version, self._nets.around(address), sets, ports, address in self._own)
+    def _class(self, address: bytes) -> int:
+        kinds = self._bearers.get(address, ())
+        version = 4 if address.startswith(V4_MAPPED) else 6
+        nets, sets = self._nets.around(address, version), self._set_nets.around(address, version)
+        plain = len(kinds) == 1 and not nets and not sets and address not in self._own
+        if plain and address not in self._elsewhere:
+            found = kinds[0].plain.get(version)
+            if found is None:
+                found = self._number(version, nets, self._matching(kinds[0]), self._named(kinds[0]), False)
+                kinds[0].plain[version] = found
+            return found
+        seen = self._elsewhere.sets_of(address).union(*map(self._matching, kinds), self._of_sets(sets))
+        ports = self._elsewhere.ports_of(address).union(*map(self._named, kinds))
+        return self._number(version, nets, seen, ports, address in self._own)
 
     def _number(
         self, version: int, nets: frozenset[Network], sets: frozenset[str], ports: frozenset[NamedPort], own: bool
@@ -236,57 +231,42 @@ class Addresses:
             found = self._known[parts] = self.table.id_of(Seen(*parts))
         return found
 
-    def _sets_of(self, owners: Iterable[str]) -> frozenset[str]:
-        found = _NOBODY
-        for key in owners:
-            group = self._owners[key].group
-            matching = self._matching.get(group)
-            if matching is None:
-                matching = self._matching[group] = self._index.matching(group)
-            found = matching if not found else found | matching
-        return found
+    def _matching(self, kind: _Kind) -> frozenset[str]:
+        if kind.sets is None:
+            kind.sets = self._index.matching(kind.labels)
+        return kind.sets
 
-    def _ports_of(self, owners: Iterable[str]) -> frozenset[NamedPort]:
-        return frozenset(
-            (used.id, port.protocol, port.port)
-            for key in owners
-            for port in self._owners[key].ports
-            for used in self._ports_by_name.get(port.name, ())
-            if used.protocol in (None, port.protocol) and used.selector.id in self._sets_of((key,))
-        )
+    def _named(self, kind: _Kind) -> frozenset[NamedPort]:
+        if kind.named is None:
+            matching = self._matching(kind)
+            kind.named = frozenset(
+                (used.id, port.protocol, port.port)
+                for used in self._followed_ports(matching if kind.ports else _NOBODY)
+                for port in kind.ports
+                if port.name == used.name and used.protocol in (None, port.protocol)
+            )
+        return kind.named
+
+    def _followed_ports(self, selectors: frozenset[str]) -> Iterator[PortSet]:
+        for selector in selectors & self._ports_by_selector.keys():
+            yield from self._ports_by_selector[selector]
+
+    def _of_sets(self, keys: frozenset[str]) -> frozenset[str]:
+        """The sets that network sets are in."""
+        return _NOBODY.union(*(self._matching(self._owners[key].kind) for key in keys))
 
     # ---- arrays ------------------------------------------------------------------------------------------------------
 
     def arrays(self) -> AddressClasses:
         """What `canal_classes_build` takes; the same object while nothing changed."""
-        if self._made is None:
-            self._made = self._make()
-        return self._made
+        prefixes = dict(self._prefixes()) if self._nets_changed else None
+        self._nets_changed = False
+        return self._rows.arrays(prefixes, self.table)
 
-    def _make(self) -> AddressClasses:
-        nets = {*_ANYWHERE, *self._nets.prefixes, *self._set_nets.prefixes}
-        held = {net: self._prefix_class(net) for net in nets if net.prefixlen < net.max_prefixlen}
-        lonely = {
-            net.network_address: self._class(net.network_address)
-            for net in nets
-            if net.prefixlen == net.max_prefixlen and net.network_address not in self._classes
-        }
-        table = _rows(held, {**self._classes, **lonely})
-        flags = np.array([lib.CANAL_CLASS_NODE if seen.own else 0 for seen in self.table.seen], np.uint32)
-        return AddressClasses(table, flags)
-
-    def _prefix_class(self, net: Network) -> int:
-        """The class of the addresses of a prefix that are in no narrower one and nobody's."""
-        sets = self._sets_of(self._set_nets.around(net.network_address, net.prefixlen))
-        around = self._nets.around(net.network_address, net.prefixlen)
-        return self._number(net.version, around, sets, _NO_PORTS, False)
-
-
-def _rows(prefixes: dict[Network, int], addresses: dict[Address, int]) -> Array:
-    table = np.zeros(len(prefixes) + len(addresses), dtype_of("struct canal_fib_entry"))
-    raw = b"".join([*(packed(net.network_address) for net in prefixes), *map(packed, addresses)])
-    table["prefix"] = np.frombuffer(raw, np.uint8).reshape(-1, 16)
-    table["family"] = [*(net.version for net in prefixes), *(address.version for address in addresses)]
-    table["plen"] = [*(net.prefixlen for net in prefixes), *(address.max_prefixlen for address in addresses)]
-    table["target"] = [*prefixes.values(), *addresses.values()]
-    return table
+    def _prefixes(self) -> Iterator[tuple[Network, int]]:
+        """Each prefix with the class of its addresses that are in no narrower one and nobody's."""
+        for net in {*_ANYWHERE, *self._nets.prefixes, *self._set_nets.prefixes}:
+            first, longest = packed(net.network_address), net.prefixlen
+            nets = self._nets.around(first, net.version, longest)
+            sets = self._of_sets(self._set_nets.around(first, net.version, longest))
+            yield net, self._number(net.version, nets, sets, _NO_PORTS, False)

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from canal_udp.net import Address
-from canal_udp.policy.addresses import Addresses, Owner
+from canal_udp.policy.addresses import Addresses, Labels
 from canal_udp.policy.classes import HOST_ITEM, SET_ITEM
 from canal_udp.policy.cluster import Changes
 from canal_udp.policy.compiled import Compiled, Program
@@ -37,6 +37,7 @@ class Engine:
     _by_selector: dict[str, dict[str, Policy]] = field(default_factory=lambda: defaultdict(dict))
     _selector_of: dict[str, str] = field(default_factory=dict)  # policy -> its selector
     _tiers: dict[str, tuple[int, Tier]] = field(default_factory=dict)  # place in the order of evaluation
+    _made_of: dict[str, tuple[Source, Source] | None] = field(default_factory=dict)  # by endpoint
     _held: dict[object, Held] = field(default_factory=dict)
 
     def apply(self, changes: Changes) -> None:
@@ -47,6 +48,8 @@ class Engine:
             labels = dict(profile.labels) if profile else {}
             self._addresses.set_parent(name, labels)
             self._governed.set_parent(name, labels)
+        if touched.profiles or touched.policies or touched.tiers:
+            self._made_of.clear()
         self._take_owners(touched)
         for key in touched.policies:
             self._take_policy(key)
@@ -95,16 +98,23 @@ class Engine:
 
     def _take_owners(self, touched: Touched) -> None:
         for key in touched.endpoints:
-            endpoint = self.facts.endpoints.get(key)
-            self._addresses.set_owner(key, _owner(endpoint) if endpoint else None)
+            self._take_owner(key, self.facts.endpoint(key))
             if key in self._local:
                 self._govern(key)
         for key in touched.hosts:
-            host = self.facts.hosts.get(key)
-            self._addresses.set_owner(HOST_ITEM + key, _owner(host) if host else None)
+            self._take_owner(HOST_ITEM + key, self.facts.hosts.get(key))
         for key in touched.sets:
             found = self.facts.prefix_sets.get(key)
-            self._addresses.set_owner(SET_ITEM + key, _set_owner(found) if found else None)
+            if found is None:
+                self._addresses.remove_owner(SET_ITEM + key)
+            else:
+                self._addresses.set_owner(SET_ITEM + key, _labels(found), nets=found.nets)
+
+    def _take_owner(self, key: str, endpoint: Endpoint | None) -> None:
+        if endpoint is None:
+            self._addresses.remove_owner(key)
+        else:
+            self._addresses.set_owner(key, _labels(endpoint), endpoint.addresses, endpoint.ports)
 
     def _take_policy(self, key: str) -> None:
         before, policy = self._selector_of.pop(key, None), self.facts.policies.get(key)
@@ -122,14 +132,16 @@ class Engine:
 
     def _follow(self, local: frozenset[str]) -> None:
         """Follow these endpoints' labels, and nobody else's."""
-        gone, self._local = self._local - local, local
-        for name in gone:
+        before, self._local = self._local, local
+        for name in before - local:
             self._governed.remove_item(name)
-        for name in local:
+            self._made_of.pop(name, None)
+        for name in local - before:
             self._govern(name)
 
     def _govern(self, name: str) -> None:
-        endpoint = self.facts.endpoints.get(name)
+        self._made_of.pop(name, None)
+        endpoint = self.facts.endpoint(name)
         if endpoint is None:
             self._governed.remove_item(name)
         else:
@@ -137,7 +149,12 @@ class Engine:
 
     def _sources(self, name: str) -> tuple[Source, Source] | None:
         """What an endpoint's programs are made of; None for one that gets no traffic."""
-        endpoint = self.facts.endpoints.get(name)
+        if name not in self._made_of:
+            self._made_of[name] = self._look_sources(name)
+        return self._made_of[name]
+
+    def _look_sources(self, name: str) -> tuple[Source, Source] | None:
+        endpoint = self.facts.endpoint(name)
         if endpoint is None or endpoint.closed:
             return None
         policies = [
@@ -161,9 +178,5 @@ class Engine:
         )
 
 
-def _owner(endpoint: Endpoint) -> Owner:
-    return Owner((frozenset(endpoint.labels.items()), endpoint.parents), endpoint.addresses, endpoint.ports)
-
-
-def _set_owner(one: PrefixSet) -> Owner:
-    return Owner((frozenset(one.labels.items()), one.parents), nets=one.nets)
+def _labels(one: Endpoint | PrefixSet) -> Labels:
+    return frozenset(one.labels.items()), one.parents

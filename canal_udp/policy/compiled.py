@@ -23,10 +23,16 @@ Array = NDArray[np.void]
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class AddressClasses:
-    """prefixes: struct canal_fib_entry, target = class. flags: one CANAL_CLASS_* word a class."""
+    """Address -> class, as struct canal_fib_entry with target = class.
 
+    addresses  single ones; they go before those of `base`, which go before the prefixes.
+    flags      one CANAL_CLASS_* word a class.
+    """
+
+    addresses: Array
     prefixes: Array
     flags: NDArray[np.uint32]
+    base: AddressClasses | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)

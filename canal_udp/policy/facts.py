@@ -55,9 +55,8 @@ class Touched:
 
 @dataclass(slots=True)
 class Facts:
-    """Lowered objects by key."""
+    """Lowered objects by key; endpoints, of which there are many, are lowered when they are asked for."""
 
-    endpoints: dict[str, Endpoint] = field(default_factory=dict)
     hosts: dict[str, Endpoint] = field(default_factory=dict)
     prefix_sets: dict[str, PrefixSet] = field(default_factory=dict)
     profiles: dict[str, Profile] = field(default_factory=dict)
@@ -70,6 +69,17 @@ class Facts:
     _workloads: dict[str, WorkloadEndpoint] = field(default_factory=dict)
     _workload_of: dict[str, str] = field(default_factory=dict)  # endpoint -> key of the workload that stands for it
     _accounts: dict[str, ServiceAccount] = field(default_factory=dict)
+
+    def endpoint(self, name: str) -> Endpoint | None:
+        """The workload endpoint that stands for it, else its pod if that has an interface of its own."""
+        workload, pod = self._workloads.get(self._workload_of.get(name, "")), self._pods.get(name)
+        if workload is not None:
+            return lower_workload(workload)
+        return lower_pod(pod) if pod is not None and not pod.host_network and not pod.finished else None
+
+    def names(self) -> set[str]:
+        """Of all endpoints."""
+        return {name for name in self._pods.keys() | self._workload_of.keys() if self.endpoint(name) is not None}
 
     def apply(self, changes: Changes) -> Touched:
         touched = Touched()
@@ -119,9 +129,9 @@ class Facts:
 
     def _take_pod(self, key: str, pod: Pod | None, touched: Touched) -> None:
         _store(self._pods, key, pod)
-        if pod is not None:
+        if pod is not None and f"ksa.{pod.namespace}.{pod.service_account}" not in self.profiles:
             self._account(f"{pod.namespace}/{pod.service_account}", touched)
-        self._settle(key, touched)
+        touched.endpoints.add(key)
 
     def _take_workload(self, key: str, workload: WorkloadEndpoint | None, touched: Touched) -> None:
         before = self._workloads.get(key)
@@ -130,19 +140,7 @@ class Facts:
             if one is not None:
                 name = f"{one.namespace}/{one.pod or one.name}"
                 _store(self._workload_of, name, key if one is workload else None)
-                self._settle(name, touched)
-
-    def _settle(self, name: str, touched: Touched) -> None:
-        """An endpoint is the workload endpoint that names it, else its pod if that has an interface of its own."""
-        workload, pod = self._workloads.get(self._workload_of.get(name, "")), self._pods.get(name)
-        if workload is not None:
-            found: Endpoint | None = lower_workload(workload)
-        elif pod is not None and not pod.host_network and not pod.finished:
-            found = lower_pod(pod)
-        else:
-            found = None
-        _store(self.endpoints, name, found)
-        touched.endpoints.add(name)
+                touched.endpoints.add(name)
 
     def _account(self, key: str, touched: Touched) -> None:
         """Every service account has a profile, written or not."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-from canal_udp.net import Address, Network
+from canal_udp.net import Network
 
 ValueT = TypeVar("ValueT", bound=Hashable)
+
+_BITS = {4: 32, 6: 128}
 
 
 class Prefixes(Generic[ValueT]):
@@ -29,8 +31,7 @@ class Prefixes(Generic[ValueT]):
         if value in values:
             return False
         values.add(value)
-        bits = int(net.network_address) >> net.max_prefixlen - net.prefixlen
-        self._lengths[net.version].setdefault(net.prefixlen, {})[bits] = net
+        self._lengths[net.version].setdefault(net.prefixlen, {})[_bits_of(net)] = net
         return True
 
     def discard(self, net: Network, value: ValueT) -> None:
@@ -39,16 +40,20 @@ class Prefixes(Generic[ValueT]):
         if not values and net in self._at:
             del self._at[net]
             same_length = self._lengths[net.version][net.prefixlen]
-            del same_length[int(net.network_address) >> net.max_prefixlen - net.prefixlen]
+            del same_length[_bits_of(net)]
             if not same_length:
                 del self._lengths[net.version][net.prefixlen]
 
-    def around(self, address: Address, longest: int = 128) -> frozenset[ValueT]:
-        """The values of all prefixes, not longer than `longest`, that hold an address; equal answers are one object."""
-        lengths = self._lengths[address.version]
+    def around(self, address: bytes, version: int, longest: int = 128) -> frozenset[ValueT]:
+        """The values of all prefixes, not longer than `longest`, that hold an address; equal answers are one object.
+
+        address  16 bytes, IPv4 as ::ffff:a.b.c.d.
+        """
+        lengths = self._lengths[version]
         if not lengths:
             return self._nothing
-        number, bits = int(address), address.max_prefixlen
+        bits = _BITS[version]
+        number = int.from_bytes(address[-(bits // 8) :], "big")
         found: set[ValueT] = set()
         for length, nets in lengths.items():
             net = nets.get(number >> bits - length)
@@ -56,3 +61,7 @@ class Prefixes(Generic[ValueT]):
                 found |= self._at[net]
         answer = frozenset(found)
         return self._same.setdefault(answer, answer)
+
+
+def _bits_of(net: Network) -> int:
+    return int(net.network_address) >> net.max_prefixlen - net.prefixlen

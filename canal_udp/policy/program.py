@@ -9,7 +9,7 @@ Invariants a program is kept while its policies are; when there are new classes 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,7 +102,6 @@ class Held:
     named_changes: int
     criteria: tuple[tuple[Criterion, ...], tuple[Criterion, ...]]
     patterns: tuple[dict[bytes, int], dict[bytes, int]]  # truth values of the criteria -> vector
-    policies: tuple[object, ...] = field(default=())  # keeps ids alive
 
 
 def make(source: Source, table: ClassTable, book: RuleBook) -> Held:
