@@ -90,6 +90,7 @@ class DaemonConfig:
     log_level: str = "info"
     node: str = ""  # name of this node in its lease; "": the host name
     netfilter: Netfilter = Netfilter()
+    plain_lease: bool = False  # for flanneld's place: what flannel writes into a lease, and no more
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def origin(self, name: str) -> str:

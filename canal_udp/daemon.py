@@ -143,6 +143,7 @@ class Daemon:
         self._health = PageServer(pages)
         self._metrics = PageServer(pages | {"/metrics": lambda query: Answer(True, exposition(metrics(self)), KIND)})
         self._ready = False
+        self.failure: BaseException | None = None  # what ended us
 
     # life
 
@@ -179,6 +180,7 @@ class Daemon:
             return 0
         stopping.cancel()
         for task in done:
+            self.failure = task.exception()
             event(LOG, "error", "daemon.failed", task=task.get_name(), reason=repr(task.exception()))
         return 1
 
@@ -366,13 +368,14 @@ class Daemon:
         underlay, config = self.node.underlay, self.node.config
         if underlay is None or self.node.network is None:
             return None
+        plain, dual = config.plain_lease, self.node.network.network6 is not None
         return Claim(
             underlay.public_ip,
-            underlay.public_ip6,
+            underlay.public_ip6 if dual or not plain else None,
             encap=config.encap,
             vtep_mac=self.node.mac if config.encap == "vxlan" else None,
-            vtep_mac6=self.node.mac if config.encap == "vxlan" and self.node.network.network6 else None,
-            node=self.name,
+            vtep_mac6=self.node.mac if config.encap == "vxlan" and dual else None,
+            node="" if plain else self.name,
             vni=config.vni,
         )
 

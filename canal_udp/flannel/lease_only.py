@@ -64,7 +64,7 @@ class LeaseOnly:
 
     def __init__(self, config: DaemonConfig, network: NetworkConfig, underlay: Underlay, commands: Commands) -> None:
         self._config, self._network, self._underlay, self._commands = config, network, underlay, commands
-        self._claim = Claim(underlay.public_ip, underlay.public_ip6)
+        self._claim = Claim(underlay.public_ip, underlay.public_ip6 if network.network6 else None)
         self._lease: Lease | None = None
         self._peers: dict[str, Lease] = {}
         self._problem = ""

@@ -90,7 +90,7 @@ def daemon_config(options: Options, environ: Mapping[str, str]) -> DaemonConfig:
         random=not options.switch("ip-masq-fully-random-disable"),
         resync_s=options.number("iptables-resync"),
     )
-    return replace(combine(settings), netfilter=netfilter)
+    return replace(combine(settings), netfilter=netfilter, plain_lease=True)
 
 
 def subnet_file(options: Options) -> Path:

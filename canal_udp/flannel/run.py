@@ -23,7 +23,7 @@ from canal_udp.control.store import Store, open_store
 from canal_udp.control.subnet_env import previous_subnets, read
 from canal_udp.daemon import Daemon, serve
 from canal_udp.daemon_health import PageServer, health_pages
-from canal_udp.errors import CanalError
+from canal_udp.errors import CanalError, LeaseLost
 from canal_udp.flannel import klog, plan
 from canal_udp.flannel.flags import Options
 from canal_udp.flannel.lease_only import Commands, LeaseOnly
@@ -66,24 +66,28 @@ class Shell:
 
     def __init__(self, options: Options, config: DaemonConfig) -> None:
         self._options, self._config = options, config
+        self._daemon: Daemon | None = None
         self._announced: Callable[[], bool] = lambda: False
         self._ready = False
         self._health = PageServer(health_pages(self._checks, "flanneld", "is not ready yet"))
 
     async def run(self) -> int:
         """See `run`."""
+        status = 0
         if port := self._options.number("healthz-port"):
             await self._health.start(self._options.text("healthz-ip"), port)
         try:
             text = await _unless_signalled(self._network())
             if text is not None:
-                await self._with_backend(text, NetworkConfig.from_json(text))
+                status = await self._with_backend(text, NetworkConfig.from_json(text))
+        except LeaseLost:
+            LOG.info("Lease has been revoked. Shutting down daemon.")
         finally:
             await self._health.stop()
-        LOG.info("Exiting cleanly...")
-        return 0
+        LOG.info("Exiting cleanly..." if status == 0 else "Exiting...")
+        return status
 
-    async def _with_backend(self, text: str, network: NetworkConfig) -> None:
+    async def _with_backend(self, text: str, network: NetworkConfig) -> int:
         LOG.info("Found network config - Backend type: %s", network.encap)
         config = plan.with_backend(self._config, network)
         wish = Wish(config.iface, config.iface_regex, config.iface_can_reach or "", config.public_ip, config.public_ip6)
@@ -92,14 +96,15 @@ class Shell:
             backend = LeaseOnly(config, network, underlay, Commands.read(text))
             self._announced = lambda: backend.announced
             await backend.run()
-            return
+            return 0
         plan.check_underlay(network, underlay)
-        if network.encap != "vxlan":
-            await serve(config, self._made)
-            return
-        names = kernel_devices(network.vni)
-        await self._keep_mac(config, kernel_mac(names), underlay)
-        await serve(config, self._made, TakeoverHost(names))
+        names = kernel_devices(network.vni) if network.encap == "vxlan" else ()
+        if names:
+            await self._keep_mac(config, kernel_mac(names), underlay)
+        status = await serve(config, self._made, TakeoverHost(names))
+        if self._daemon is not None and isinstance(self._daemon.failure, LeaseLost):
+            raise self._daemon.failure
+        return status
 
     async def _keep_mac(self, config: DaemonConfig, mac: bytes | None, underlay: Underlay) -> None:
         """Have the MAC that peers know, so that none of them sees a change."""
@@ -114,6 +119,7 @@ class Shell:
             LOG.info("Taking over the VTEP MAC %s", format_mac(mac))
 
     def _made(self, daemon: Daemon) -> None:
+        self._daemon = daemon
         self._announced = lambda: daemon.node.announced
 
     def _checks(self) -> Iterator[tuple[str, str]]:
