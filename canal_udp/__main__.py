@@ -22,6 +22,7 @@ COMMANDS = {
     "endpoints": "state",
     "flows": "flows",
     "drops": "flows",
+    "explain": "explain",
     "cni": "cni",
     "lease": "store",
     "network": "store",

@@ -19,6 +19,7 @@ from canal_udp.api import REQUEST_MAX_BYTES, SOCKET_NAME, decode, encode, failur
 from canal_udp.control.acquire import owns
 from canal_udp.control.shown import lease_row
 from canal_udp.daemon_endpoints import Endpoints
+from canal_udp.daemon_explain import Explanations
 from canal_udp.daemon_flows import KINDS, FlowLog
 from canal_udp.daemon_listener import Listener
 from canal_udp.endpoints import Endpoint, change_labels, check_name, parse_labels
@@ -76,6 +77,7 @@ class Service:
             "drops": self._drops,
             "flow_log": self._flow_log,
             "hits": self._hits,
+            "explain": Explanations(daemon, self._log).answer,
             "attach": self._attach,
             "detach": self._detach,
             "label": self._label,

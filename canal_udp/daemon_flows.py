@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from canal_udp.net import Address
+from canal_udp.policy import flow as packets
 from canal_udp.policy.compiled import RuleRef
 from canal_udp.policy.cursor import NOWHERE
-from canal_udp.policy.model import PROTOCOLS
+from canal_udp.policy.model import PROTOCOLS, WITH_PORTS
 from canal_udp.readings import Flow, Note
 
 if TYPE_CHECKING:
@@ -62,9 +63,18 @@ class FlowLog:
                 await asyncio.sleep(0)
         return {"now_ms": now_ms - OVERLAP_MS, "rows": rows, "more": next(found, None) is not None}
 
+    def between(self, asked: packets.Flow, limit: int) -> list[Row]:
+        """The flows in conntrack that are like the one asked about, from whatever port."""
+        found = self._rows(self._daemon.dataplane.flows(ends=(asked.source, asked.destination)))
+        alike = (row for row in found if (row["proto"], row["dport"]) == (asked.protocol, asked.dport))
+        return list(islice(alike if asked.protocol in WITH_PORTS else found, limit))
+
     def _flows(self, since_ms: int) -> Iterator[Row]:
+        return self._rows(self._daemon.dataplane.flows(since_ms))
+
+    def _rows(self, flows: Iterable[Flow]) -> Iterator[Row]:
         now, names = time.time(), self._names()
-        for flow in self._daemon.dataplane.flows(since_ms):
+        for flow in flows:
             yield (
                 _ends(flow, names)
                 | {"came_from": flow.came_from, "goes_to": flow.goes_to, "state": flow.state, "verdict": flow.verdict}
@@ -129,12 +139,17 @@ class Names:
     """Who has which address now."""
 
     def __init__(self, daemon: Daemon) -> None:
-        self._cluster, self._node, self._own = daemon.objects.cluster, daemon.node, daemon.name
-        self._known: dict[Address, Party] = dict.fromkeys(daemon.node.own_addresses, Party(self._own, self._own))
+        self._cluster = daemon.objects.cluster
+        self._own: dict[str | None, frozenset[Address]] = {}
         for lease in daemon.node.leases.leases if daemon.node.leases else ():
-            for address in (lease.public_ip, lease.public_ip6, *(net.network_address for net in lease.prefixes)):
-                if address is not None:
-                    self._known.setdefault(address, Party(lease.node or None, lease.node or None))
+            found = (lease.public_ip, lease.public_ip6, *(net.network_address for net in lease.prefixes))
+            self._own[lease.node or None] = frozenset(address for address in found if address is not None)
+        self._own[daemon.name] = daemon.node.own_addresses
+        self._known = {address: Party(node, node) for node, addresses in self._own.items() for address in addresses}
+
+    def own_of(self, node: str | None) -> frozenset[Address]:
+        """The addresses of a node itself."""
+        return self._own.get(node, frozenset())
 
     def of(self, address: Address) -> Party:
         found = self._known.get(address)

@@ -24,9 +24,10 @@ from canal_udp.encap.forwarding import HOST_KEY, Forwarding, Vtep, vtep_key
 from canal_udp.errors import CanalError, DataplaneError
 from canal_udp.faults import new_fault, raise_for
 from canal_udp.policy.compiled import Compiled
-from canal_udp.policy_tables import PolicyTables
-from canal_udp.readings import Event, Flow, Frame, Note, PortStats, Status
-from canal_udp.recorded import flow_of, note_of
+from canal_udp.policy.flow import Flow as FirstPacket
+from canal_udp.policy_tables import PolicyTables, flow_rows, judge
+from canal_udp.readings import Address, Event, Flow, Frame, Judged, Note, PortStats, Status
+from canal_udp.recorded import flow_of, judged_of, note_of
 
 __all__ = [
     *("COUNTERS", "DROPS", "CT_STATES", "EVENT_KINDS", "VERDICTS", "VNET_HDR_SIZE"),
@@ -100,6 +101,7 @@ class Dataplane:
         self._dp: CData = out[0]
         self._ports: dict[int, _Port] = {}
         self._vteps: tuple[Vtep, ...] = ()
+        self._published: tuple[Forwarding, Mapping[str, int], CData | None] | None = None
         self._policies = PolicyTables()
         self._rules_max = config.rules_max
         self._worker: _Worker | None = None
@@ -154,13 +156,15 @@ class Dataplane:
         names = {port.name: index for index, port in self._ports.items() if port.kind != "underlay"}
         tables = self._tables(forwarding, names)
         try:
-            if policy is not None:
-                raise_for(lib.canal_tables_set_policy(tables, self._policies.build(policy, names)))
+            held = None if policy is None else self._policies.build(policy, names)
+            if held is not None:
+                raise_for(lib.canal_tables_set_policy(tables, held))
             raise_for(lib.canal_dp_publish(self._open, tables))
         except CanalError:
             lib.canal_tables_free(tables)
             raise
         self._vteps = forwarding.vteps
+        self._published = forwarding, names, held
         self.reclaim()
 
     @staticmethod
@@ -185,6 +189,40 @@ class Dataplane:
     def reclaim(self) -> int:
         """Free the snapshots that no worker can still see; returns how many remain."""
         return raise_for(lib.canal_dp_reclaim(self._open))
+
+    # asking what is published
+
+    def judge(
+        self, flow: FirstPacket, source: str | None, destination: str | None, *, from_host: bool
+    ) -> Judged | None:
+        """What the policy in force says of a flow's first packet; None: there is none.
+
+        source, destination   the endpoints of ours that are its ends, or None.
+        """
+        _, names, held = self._published or (None, {}, None)
+        if held is None:
+            return None
+        ways = np.zeros(1, dtype_of("struct canal_way"))
+        for end, name in (("source_pod", source), ("destination_pod", destination)):
+            ways[end] = lib.CANAL_NO_POD if name is None else names.get(name, lib.CANAL_NO_POD)
+        ways["from_host"] = from_host
+        return judged_of(judge(held, flow_rows([flow]), ways)[0])
+
+    def route(self, address: Address) -> tuple[str, int | None]:
+        """Where the FIB in force sends an address; and the largest packet, where a tunnel limits it."""
+        if self._published is None:
+            return "none", None
+        forwarding, names, _ = self._published
+        tables = self._tables(forwarding, names)
+        target = np.zeros(1, np.uint32)
+        key = ffi.from_buffer("uint8_t[]", np.frombuffer(packed(address), np.uint8))
+        try:
+            raise_for(lib.canal_fib_lookup(tables, key, 1, ffi.from_buffer("uint32_t[]", target)))
+        finally:
+            lib.canal_tables_free(tables)
+        found, index = int(target[0]), int(target[0]) & lib.CANAL_TARGET_INDEX
+        tunnel = found & lib.CANAL_TARGET_KIND == lib.CANAL_TARGET_VTEP
+        return self._target(found), forwarding.vteps[index].mtu_bytes if tunnel else None
 
     # looking in
 
@@ -219,10 +257,11 @@ class Dataplane:
         raise_for(lib.canal_ports_read(self._open, ffi.from_buffer("struct canal_port_stats[]", rows), len(rows)))
         return [_port_stats(index, port, rows[index]) for index, port in sorted(self._ports.items())]
 
-    def flows(self, since_ms: int = 0) -> Iterator[Flow]:
+    def flows(self, since_ms: int = 0, ends: tuple[Address, Address] | None = None) -> Iterator[Flow]:
         """The conntrack table, a block at a time; flows that come and go meanwhile may be missed or met twice.
 
         since_ms   only those that had a packet after that, on the clock of `notes`.
+        ends       only those from the first to the second of these addresses.
         """
         rows, cursor = np.zeros(READ_ROWS, dtype_of("struct canal_flow_info")), ffi.new("uint32_t *")
         while True:
@@ -231,6 +270,9 @@ class Dataplane:
             found = rows[:n]
             if since_ms:
                 found = found[found["idle_ms"] < max(monotonic_ns() // 1_000_000 - since_ms, 0)]
+            if ends is not None:
+                wanted = np.frombuffer(b"".join(map(packed, ends)), np.uint8).reshape(2, 16)
+                found = found[((found["src"] == wanted[0]) & (found["dst"] == wanted[1])).all(axis=1)]
             for row in found:
                 yield flow_of(row, self._target)
             if cursor[0] == 0:

@@ -9,15 +9,18 @@ Threads  any.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from socket import htons
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from canal_udp._abi import CData, dtype_of, ffi, lib
-from canal_udp.encap.fib import Array
+from canal_udp.encap.fib import Array, packed
 from canal_udp.faults import new_fault, raise_for
 from canal_udp.policy.compiled import AddressClasses, Compiled, Program, Rows
+from canal_udp.policy.flow import Flow
+from canal_udp.policy.model import ICMP, ICMP6, SCTP, TCP, UDP, UDPLITE
 
 Words = NDArray[np.uint32]
 
@@ -132,6 +135,20 @@ def classes_of(tables: PolicyTables, classes: AddressClasses, packed: Sequence[b
         )
     )
     return found
+
+
+def flow_rows(flows: Sequence[Flow]) -> Array:
+    """struct canal_flow of first packets, as the parser would make them."""
+    rows = np.zeros(len(flows), dtype_of("struct canal_flow"))
+    for row, flow in zip(rows, flows, strict=True):
+        row["src"] = np.frombuffer(packed(flow.source), np.uint8)
+        row["dst"] = np.frombuffer(packed(flow.destination), np.uint8)
+        row["proto"], row["family"] = flow.protocol, flow.source.version
+        if flow.protocol in (ICMP, ICMP6):
+            row["icmp_type"], row["icmp_code"] = flow.icmp_type, flow.icmp_code
+        elif flow.protocol in (TCP, UDP, SCTP, UDPLITE):
+            row["sport_be"], row["dport_be"] = htons(flow.sport), htons(flow.dport)
+    return rows
 
 
 def judge(policy: CData, flows: Array, ways: Array) -> Array:

@@ -71,6 +71,15 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """struct canal_judgement: what the policy in force says of a flow."""
+
+    allow: bool
+    reject: bool
+    rules: tuple[int, int]  # of egress, of ingress; 0: that end has no policy here, or was not asked
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """Something the data plane found out: "mtu", "gso_fallback", "port_error", "lost", "stalled"."""
 

@@ -7,9 +7,9 @@ from ipaddress import IPv6Address
 from socket import ntohs
 from typing import Any, TypeAlias
 
-from canal_udp._abi import enum_names
+from canal_udp._abi import enum_names, lib
 from canal_udp.encap.fib import unpacked
-from canal_udp.readings import Address, Flow, Note
+from canal_udp.readings import Address, Flow, Judged, Note
 
 CT_STATES = enum_names("enum canal_ct_state", "CANAL_CT_")
 VERDICTS = enum_names("enum canal_verdict", "CANAL_")
@@ -61,6 +61,11 @@ def note_of(row: Any, target: Target) -> Note:
         first_ms=int(row["first_ms"]),
         last_ms=int(row["last_ms"]),
     )
+
+
+def judged_of(row: Any) -> Judged:
+    """struct canal_judgement."""
+    return Judged(bool(row["verdict"] == lib.CANAL_ALLOW), bool(row["reject"]), _pair(row["rule"]))
 
 
 def _address(raw: Any) -> Address:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from canal_udp.encap.forwarding import Forwarding
-from canal_udp.readings import Event, Flow, Note, PortStats, Status
+from canal_udp.readings import Address, Event, Flow, Judged, Note, PortStats, Status
 
 
 @dataclass
@@ -19,6 +19,7 @@ class FakeDataplane:
     removed: list[int] = field(default_factory=list)
     waiting: list[Event] = field(default_factory=list)
     tracked: list[Flow] = field(default_factory=list)
+    judged: Judged | None = None
     noted: list[Note] = field(default_factory=list)
     running: bool = False
     worker_error: str | None = None
@@ -77,8 +78,14 @@ class FakeDataplane:
     def ports(self) -> list[PortStats]:
         return []
 
-    def flows(self, since_ms: int = 0) -> Iterator[Flow]:
-        return iter(self.tracked)
+    def flows(self, since_ms: int = 0, ends: tuple[Address, Address] | None = None) -> Iterator[Flow]:
+        return (flow for flow in self.tracked if ends in (None, (flow.src, flow.dst)))
+
+    def judge(self, flow: object, source: object, destination: object, *, from_host: bool) -> Judged | None:
+        return self.judged
+
+    def route(self, address: Address) -> tuple[str, int | None]:
+        return f"to {address}", 1400
 
     def notes(self, since_ms: int = 0) -> tuple[list[Note], int]:
         return [note for note in self.noted if note.last_ms > since_ms], 10_000

@@ -22,7 +22,7 @@ from canal_udp.dataplane import Dataplane
 from canal_udp.errors import DaemonUnreachable, RequestError
 from canal_udp.policy.compiled import RuleRef
 from canal_udp.policy.cursor import Where
-from canal_udp.readings import Event, Flow, Note
+from canal_udp.readings import Event, Flow, Judged, Note
 from canal_udp.tunnel.fake import FakeHost
 from canal_udp.tunnel.selftest import Offloads
 from tests.fakes import FakeDataplane
@@ -390,6 +390,61 @@ def test_the_flow_log_names_ends_and_rules(bench: Bench) -> None:
             *(("NetworkPolicy:default/out", 0, 1), ("NetworkPolicy:default/in", -1, 2)),
             ("NetworkPolicy:default/in", 0, None),
         ], "rules beyond those that are counted are no error"
+
+    bench.run(work)
+
+
+POLICY = """{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "p"}, "spec":
+{"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"ports": [{"port": 443}]}]}}"""
+
+
+def test_explain_says_what_is_in_force_and_why(bench: Bench) -> None:
+    async def work() -> None:
+        await bench.ask("attach", netns="a")
+        await bench.ask("attach", netns="b")
+        await bench.daemon._store.put("policies", "KubernetesNetworkPolicy/default/p", POLICY.encode(), 0)
+        policy = bench.daemon.policy
+        await bench.until(lambda: policy.compiled and any(ref.policy for ref in policy.compiled.rules.values()))
+        question = {"src": "default/a", "dst": "default/b", "protocol": 6}
+        answer = await bench.ask("explain", **question, dport=80)
+        assert (answer["verdict"], answer["ingress"]["in_force"]) == ("deny", False), "the data plane has no policy yet"
+        assert policy.compiled is not None
+        numbers = {ref: number for number, ref in policy.compiled.rules.items()}
+        at = {(ref.direction, ref.policy, ref.rule): numbers[ref] for ref in numbers}
+        key = "KubernetesNetworkPolicy:default/p"
+        out = at["egress", "Profile:kns.default", 0]
+        bench.plane.judged = Judged(False, False, (out, at["ingress", key, -1]))
+        answer = await bench.ask("explain", **question, dport=80)
+        end = answer["ingress"]
+        assert (end["verdict"], end["policy"], end["rule"], end["in_force"]) == ("deny", key, -1, True)
+        (rule,) = end["tiers"][0]["policies"][0]["rules"]
+        assert (rule["held"], rule["misses"]) == (False, ["destination port 80 is not 443"])
+        assert answer["route"] == {"to": "to 10.244.1.3", "comes_from": "to 10.244.1.2", "mtu": 1400}
+        bench.plane.judged = Judged(True, False, (out, at["ingress", key, 0]))
+        bench.plane.tracked = [replace(TRACKED, dst=B)]
+        answer = await bench.ask("explain", **question, dport=443)
+        assert (answer["ingress"]["verdict"], answer["ingress"]["rule"]) == ("allow", 0)
+        assert [row["state"] for row in answer["live"]] == ["established"]
+        assert "pending" not in answer
+
+    bench.run(work)
+
+
+@pytest.mark.parametrize(
+    ("question", "error"),
+    [
+        pytest.param({"src": "x/y", "dst": "10.0.0.1", "protocol": 6}, "no pod 'x/y'", id="a pod that is not there"),
+        pytest.param({"src": "fd00::1", "dst": "10.0.0.1", "protocol": 6}, "no address family", id="two families"),
+        pytest.param({"src": "here", "dst": "10.0.0.1", "protocol": 6}, "a pod is namespace/pod", id="no address"),
+        pytest.param({"src": 1, "dst": "10.0.0.1", "protocol": 6}, "src: namespace/pod", id="not even a word"),
+        pytest.param({"src": "10.0.0.2", "dst": "10.0.0.1"}, "protocol: a number", id="no protocol"),
+        pytest.param({"src": "10.0.0.2", "dst": "10.0.0.1", "protocol": 6, "dport": 65536}, "dport", id="no port"),
+    ],
+)
+def test_a_question_that_cannot_be_answered(bench: Bench, question: dict[str, Any], error: str) -> None:
+    async def work() -> None:
+        with pytest.raises(RequestError, match=error):
+            await bench.ask("explain", **question)
 
     bench.run(work)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from canal_udp.net import Address
 from canal_udp.policy.addresses import Addresses, Labels
+from canal_udp.policy.class_table import Seen
 from canal_udp.policy.classes import HOST_ITEM, SET_ITEM
 from canal_udp.policy.cluster import Changes
 from canal_udp.policy.compiled import Compiled, Program
@@ -176,6 +177,16 @@ class Engine:
             TierPart(name, self._tiers[name][1].default_action == "Deny", tuple(found))
             for name, found in by_tier.items()
         )
+
+    # ---- explaining --------------------------------------------------------------------------------------------------
+
+    def sources(self, name: str) -> tuple[Source, Source] | None:
+        """What the programs of an endpoint that was compiled for are made of: of egress, of ingress."""
+        return self._sources(name)
+
+    def seen_as(self, number: int) -> Seen:
+        """What the rules see of the addresses of a class."""
+        return self._addresses.table.seen[number]
 
 
 def _labels(one: Endpoint | PrefixSet) -> Labels:

@@ -15,7 +15,7 @@ import pytest
 from canal_udp.lab import trial
 from canal_udp.lab.probe import Probe, Service
 from canal_udp.lab.state import LabState
-from tests.netns.labs import Lab
+from tests.netns.labs import Lab, wait_until
 
 pytest_plugins = ("tests.netns.lab_fixtures",)
 
@@ -88,3 +88,40 @@ def test_following_tells_each_flow_as_it_comes(shop: Lab, probers: trial.Probers
             follower.terminate()
     assert (row["src_name"], row["dst_name"]) == ("office/clerk", f"shop/{target}")
     assert row["verdict"] == ("allow" if command == "flows" else "deny")
+
+
+def test_explain_says_what_packets_meet(shop: Lab, probers: trial.Probers) -> None:
+    """At either node, for either end: the verdict of the policies in force there, and of the same objects elsewhere."""
+    for target, service, passes in (("web", WEB, True), ("db", DB, False)):
+        seen = set(probers.ask([Probe("clerk", target, service)], 1).values())
+        assert seen == ({"passed"} if passes else {"silent"})
+        what = f"{service.protocol.lower()}/{service.port}"
+        for node in "ab":
+            answer = ask(shop, node, "explain", "office/clerk", f"shop/{target}", what)
+            assert answer["verdict"] == ("allow" if passes else "deny")
+            assert (answer["egress"]["node"], answer["ingress"]["node"]) == ("b", "a")
+            assert (answer["egress"]["in_force"], answer["ingress"]["in_force"]) == (
+                (None, True) if node == "a" else (True, None)
+            )
+            assert bool(answer["live"]) == (passes or node == "b")
+    assert answer["route"]["to"].startswith("vtep ") and answer["route"]["mtu"] == 1450
+    (denied,) = answer["ingress"]["tiers"]
+    assert [one["policy"].split("/")[1] for one in denied["policies"]] == ["db-for-the-shop", "nobody"]
+    shown = shop.exec("a", "canal", "explain", "office/clerk", "shop/db", "udp/53").stdout
+    assert "denied by KubernetesNetworkPolicy:shop/nobody" in shown and "misses: source " in shown
+
+
+def test_a_staged_policy_is_pending(shop: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "staged.yaml"
+    file.write_text(
+        "apiVersion: projectcalico.org/v3\nkind: StagedNetworkPolicy\nmetadata: {name: no-web, namespace: shop}\n"
+        "spec: {stagedAction: Set, order: 1, selector: app == 'web', ingress: [{action: Deny}]}\n"
+    )
+    shop.exec("a", "canal", "policy", "apply", "-f", str(file))
+    try:
+        wait_until(lambda: "pending" in ask(shop, "a", "explain", "office/clerk", "shop/web", "tcp/80"), "it is known")
+        answer = ask(shop, "a", "explain", "office/clerk", "shop/web", "tcp/80")
+        assert (answer["verdict"], answer["pending"]["verdict"]) == ("allow", "deny")
+        assert answer["pending"]["ingress"]["policy"] == "NetworkPolicy:shop/no-web"
+    finally:
+        shop.exec("a", "canal", "policy", "delete", "-f", str(file))
