@@ -6,6 +6,7 @@ Structure  A goal is a wish, not a command. Whoever carries it out compares it w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
@@ -155,6 +156,19 @@ class Log:
 
 
 Action = Do | Undo | Release | Log
+
+
+def together(actions: Iterable[Action]) -> list[list[Action]]:
+    """Return the actions in their order, as groups of which none needs another of its group: alike, with other keys."""
+    groups: list[list[Action]] = []
+    before: object = None
+    for action in actions:
+        kind = (type(action), type(action.goal)) if isinstance(action, Do | Undo) else type(action)
+        if kind != before or kind is Log:
+            groups.append([])
+        groups[-1].append(action)
+        before = kind
+    return groups
 
 
 # ---- events ----------------------------------------------------------------------------------------------------------

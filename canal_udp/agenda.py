@@ -47,9 +47,11 @@ class Agenda:
         return [*dos, *undos]
 
     def _due(self, goal: Goal, now: float) -> bool:
-        if goal.key in self._on_its_way or self._true.get(goal.key) == goal:
+        key = goal.key
+        true = self._true.get(key)
+        if true is goal or key in self._on_its_way or true == goal:
             return False
-        failure = self._failures.get(goal.key)
+        failure = self._failures.get(key)
         return failure is None or failure.goal != goal or now >= failure.again_at
 
     def is_due(self, now: float) -> bool:

@@ -16,8 +16,7 @@ import os
 import signal
 import socket
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,6 +35,7 @@ from canal_udp.actions import (
     Release,
     Tick,
     Undo,
+    together,
 )
 from canal_udp.cni.ipam import Ipam
 from canal_udp.config import DaemonConfig, parse_listen
@@ -125,6 +125,8 @@ class Daemon:
         self.ipam: Ipam | None = None
         self._pool_problem = ""
         self._lock = asyncio.Lock()
+        self._events: list[Event] = []  # that wait for it
+        self._came = self._handled = 0  # events, since the start
         self._stopping = asyncio.Event()
         self._look = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -227,19 +229,39 @@ class Daemon:
     # events and actions
 
     async def apply(self, *events: Event) -> None:
-        """Handle events, and everything that follows from them, before anyone else's."""
+        """Handle events, and everything that follows from them; those that came meanwhile are handled together."""
+        self._events.extend(events)
+        self._came += len(events)
+        mine = self._came
         async with self._lock:
-            queue = deque(events)
-            while queue:
-                actions = self.node.handle(queue.popleft(), now())
+            if self._handled < mine:  # else together with those of whoever had the lock before
+                await self._apply_waiting()
+
+    async def _apply_waiting(self) -> None:
+        """Handle what waits now until nothing follows from it. Holds the lock."""
+        batch, self._events = self._events, []
+        try:
+            following: list[Event] = batch
+            while following:
+                actions = self.node.handle_all(following, now())
                 await self._have_pool()
-                for action in actions:
-                    queue.extend(await self._perform(action))
+                following = [event for alike in together(actions) for event in await self._perform_all(alike)]
             self.prober.notice()
             self._keeper.notice()
             self.objects.notice()
             self.policy.notice()
             self._tell_supervisor()
+        finally:
+            self._handled += len(batch)
+
+    async def _perform_all(self, actions: Sequence[Action]) -> list[Event]:
+        """Perform actions of one kind, of which none needs another."""
+        if isinstance(actions[0], Release):
+            await self._release([one.name for one in actions if isinstance(one, Release)])
+            return []
+        if len(actions) == 1:
+            return await self._perform(actions[0])
+        return [event for events in await asyncio.gather(*map(self._perform, actions)) for event in events]
 
     async def _perform(self, action: Action) -> list[Event]:
         match action:
@@ -247,8 +269,6 @@ class Daemon:
                 return await self.hands.do(goal)
             case Undo(goal):
                 await self.hands.undo(goal)
-            case Release(name):
-                await self._release(name)
             case Log(level, name, fields):
                 event(LOG, level, name, **dict(fields))
         return []
@@ -267,15 +287,15 @@ class Daemon:
             event(LOG, "error", "pool.failed", reason=problem)
         self._pool_problem = problem
 
-    async def _release(self, name: str) -> None:
-        """Give an address back, or have the pool read anew, which gives back what no endpoint bears."""
+    async def _release(self, names: Sequence[str]) -> None:
+        """Give addresses back, or have the pool read anew, which gives back what no endpoint bears."""
         ipam = self.ipam
         if ipam is None:
             return
         try:
-            await self.hands.blocking(lambda: ipam.release(name))
+            await self.hands.blocking(lambda: ipam.release(*names))
         except CanalError as error:
-            event(LOG, "warning", "address.not_released", name=name, reason=error)
+            event(LOG, "warning", "address.not_released", names=",".join(names), reason=error)
             self.ipam = None
 
     def _tell_supervisor(self) -> None:

@@ -200,8 +200,9 @@ class Service:
     # endpoints
 
     async def _attach(self, request: Request) -> dict[str, Any]:
-        async with self._known.alone:
-            return self._endpoint_row(await self._known.attach(await self._wanted(request)))
+        wanted = await self._wanted(request)
+        async with self._known.about(wanted.name, wanted.netns_id):
+            return self._endpoint_row(await self._known.attach(wanted))
 
     async def _wanted(self, request: Request) -> Endpoint:
         netns = resolve(_string(request, "netns"))
@@ -226,17 +227,17 @@ class Service:
         netns = resolve(_string(request, "netns")) if request.get("netns") else ""
         if not name and not netns:
             raise RequestError("say which: NETNS or --name")
-        async with self._known.alone:
-            asked_for = (one for one in self._known.all() if name in {"", one.name} and netns in {"", one.netns})
-            found = next(asked_for, None)
-            if found is None:
-                return {"name": name or netns, "detached": False}
+        asked_for = (one for one in self._known.all() if name in {"", one.name} and netns in {"", one.netns})
+        found = next(asked_for, None)
+        if found is None:
+            return {"name": name or netns, "detached": False}
+        async with self._known.about(found.name, found.netns_id):
             await self._known.detach(found)
         return {"name": found.name, "detached": True}
 
     async def _label(self, request: Request) -> dict[str, Any]:
         name, changes = _string(request, "name"), _strings(request, "labels")
-        async with self._known.alone:
+        async with self._known.about(name):
             found = next((one for one in self._known.all() if one.name == name), None)
             if found is None:
                 raise RequestError(f"{name!a} is not attached to this node; canal endpoints")

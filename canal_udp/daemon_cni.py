@@ -102,11 +102,11 @@ class Cni:
 
     async def _add(self, call: Call) -> Body:
         wishes, previous = read_wishes(call), result.previous_of(call)
-        identity = await self._identity(call)
+        identity, taken = await self._look(call)
         wanted = naming.endpoint(call, wishes, identity)
-        async with self._endpoints.alone:
+        async with self._endpoints.about(wanted.attachment, wanted.name, identity):
             naming.refuse_duplicate(call, self._endpoints.all())
-            if await self._blocking(lambda: self._daemon.host.has_link(call.ifname, call.netns)):
+            if taken:
                 raise CniError(Code.DUPLICATE, f"{call.ifname} exists already in {call.netns}")
             made = await self._endpoints.attach(wanted, wishes.within)
         if wishes.mac:
@@ -124,13 +124,20 @@ class Cni:
         return None
 
     async def _delete(self, call: Call) -> None:
-        async with self._endpoints.alone:
+        async with self._endpoints.about(naming.attachment(call)):
             found = naming.attached(call, self._endpoints.all())
             if found is not None:
-                await self._endpoints.detach(found)
-                event(LOG, "info", "pod.deleted", name=found.name, attachment=found.attachment)
+                await self._detach(found, "pod.deleted")
             elif call.netns and not await self._is_own(call.netns):
                 await self._remove_left(call)
+
+    async def _detach(self, endpoint: Endpoint, why: str) -> None:
+        """Detach it unless another has taken its name meanwhile."""
+        async with self._endpoints.about(endpoint.name):
+            now = self._daemon.node.endpoints.get(endpoint.name)
+            if now is not None and now.attachment == endpoint.attachment:
+                await self._endpoints.detach(now)
+                event(LOG, "info", why, name=now.name, attachment=now.attachment)
 
     async def _remove_left(self, call: Call) -> None:
         """A daemon that was killed in the middle of this DEL may have left the interface behind."""
@@ -147,7 +154,8 @@ class Cni:
         if found is None:
             raise CniError(Code.UNKNOWN_CONTAINER, f"{call.container_id} has no {call.ifname} of {call.network}")
         result.check_previous(call, found.ips)
-        if found.netns_id != await self._identity(call):
+        identity, _ = await self._look(call)
+        if found.netns_id != identity:
             raise CniError(Code.CHANGED, f"{call.netns} is another namespace than that of {found.name}")
         problem = self._daemon.node.problem_of(found.name)
         if problem:
@@ -165,27 +173,23 @@ class Cni:
 
     async def _gc(self, call: Call) -> Body:
         valid = {(call.network, *one) for one in valid_attachments(call)}
-        async with self._endpoints.alone:
-            network = [one for one in self._endpoints.all() if one.attachment.startswith(f"{call.network}/")]
-            await self._collect(naming.unknown(network, valid))
+        network = [one for one in self._endpoints.all() if one.attachment.startswith(f"{call.network}/")]
+        await self._collect(naming.unknown(network, valid))
         return None
 
     async def collect(self, valid: Set[tuple[str, str, str]] | None) -> list[str]:
         """Disconnect what is gone, and what is not valid if anybody says what is; returns the names."""
         await self.empty_spool()
         vanished = await self._blocking(self._daemon.vanished)
-        async with self._endpoints.alone:
-            known = self._endpoints.all()
-            gone = {one.name: one for one in known if one.name in vanished}
-            if valid is not None:
-                gone |= {one.name: one for one in naming.unknown(known, valid)}
-            await self._collect(gone.values())
+        known = self._endpoints.all()
+        gone = {one.name: one for one in known if one.name in vanished}
+        if valid is not None:
+            gone |= {one.name: one for one in naming.unknown(known, valid)}
+        await self._collect(gone.values())
         return sorted(gone)
 
     async def _collect(self, gone: Iterable[Endpoint]) -> None:
-        for one in gone:
-            await self._endpoints.detach(one)
-            event(LOG, "info", "pod.collected", name=one.name, attachment=one.attachment)
+        await asyncio.gather(*(self._detach(one, "pod.collected") for one in gone))
 
     async def _status(self, call: Call) -> Body:
         daemon = self._daemon
@@ -215,18 +219,20 @@ class Cni:
 
     # namespaces
 
-    async def _identity(self, call: Call) -> str:
+    async def _look(self, call: Call) -> tuple[str, bool]:
+        """Return what a container's namespace is known by, and whether it has the interface already."""
+        host = self._daemon.host
         try:
-            identity = await self._blocking(lambda: self._daemon.host.identity(call.netns))
+            identity, names = await self._blocking(lambda: host.look_into(call.netns))
         except (DeviceError, OSError) as error:
             raise CniError(Code.NETNS, str(error)) from error
         if not call.own_netns_allowed and await self._is_own(call.netns):
             raise _own_netns()
-        return identity
+        return identity, call.ifname in names
 
     async def _is_own(self, path: str) -> bool:
         host = self._daemon.host
-        return await self._blocking(lambda: host.inode(path) == host.inode(OWN) is not None)
+        return host.inode(path) == host.inode(OWN) is not None
 
     async def _blocking(self, work: Callable[[], _T]) -> _T:
         return await self._daemon.hands.blocking(work)

@@ -4,7 +4,7 @@ Structure    goal ─► Host (TUN, sockets, links; blocking, one thread), Forwa
              monitors ─► `inspect` ─► what someone else changed, repaired or reported; the rest in rounds, slowly
 Invariants   A port is removed before its descriptor is closed. Doing a goal again is harmless; what it changes is
              announced like everybody's changes, looked at once more and found right.
-Threads      the loop's; `Host` is only used inside `_blocking`, one call at a time.
+Threads      the loop's; `Host` is only used inside `_blocking`, one call at a time; TUNs are closed many at a time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, TypeVar
 
 from canal_udp.actions import (
@@ -50,6 +51,7 @@ from canal_udp.tunnel.sockets import UnderlaySocket
 from canal_udp.underlay import Wish
 
 LOG = logging.getLogger("canal.host")
+CLOSING = 16  # devices at once: the kernel lets each wait for all processors to have forgotten it
 ROUND_S = 30.0  # every link is looked at that often: the kernel does not announce most sysctls
 
 _T = TypeVar("_T")
@@ -91,6 +93,7 @@ class Hands:
     def __init__(self, host: Host, forwarder: Forwarder, *, gro: bool, wake: Callable[[], None], now: float) -> None:
         self._host, self._forwarder, self._gro, self._wake = host, forwarder, gro, wake
         self._thread = ThreadPoolExecutor(1, "canal-host")
+        self._closing = ThreadPoolExecutor(CLOSING, "canal-close")
         self._sockets: dict[str, tuple[Sockets, list[tuple[UnderlaySocket, int]]]] = {}
         self._devices: dict[str, _Open] = {}
         self._links: dict[str, Link] = {}
@@ -182,15 +185,24 @@ class Hands:
             self._remove_port(found)
             found.port, found.device = self._add_port(goal, found.tun), goal
             return
-        tun = await self.blocking(lambda: self._host.open_tun(goal.ifname, goal.netns))
+        tun, monitor = await self.blocking(lambda: self._open(goal))
         try:
-            monitor = await self.blocking(lambda: self._host.monitor(goal.netns)) if goal.netns else None
             self._devices[goal.name] = _Open(goal, tun, self._add_port(goal, tun), monitor)
         except (CanalError, OSError):
             await self.blocking(lambda: tun.close(keep=True))
+            if monitor is not None:
+                monitor.close()
             raise
         if monitor is not None:
             self._watch(goal.name, monitor)
+
+    def _open(self, goal: Device) -> tuple[AnyTun, AnyMonitor | None]:
+        tun = self._host.open_tun(goal.ifname, goal.netns)
+        try:
+            return tun, self._host.monitor(goal.netns) if goal.netns else None
+        except (CanalError, OSError):
+            tun.close(keep=True)
+            raise
 
     @staticmethod
     def _same(found: _Open, goal: Device) -> bool:
@@ -209,7 +221,8 @@ class Hands:
             asyncio.get_running_loop().remove_reader(found.monitor.fileno())
             found.monitor.close()
         self._remove_port(found)
-        await self.blocking(lambda: found.tun.close(keep=keep))
+        close = partial(found.tun.close, keep=keep)
+        await asyncio.get_running_loop().run_in_executor(self._closing, close)
 
     def _remove_port(self, found: _Open) -> None:
         port, found.port = found.port, None
@@ -390,6 +403,7 @@ class Hands:
         for key in list(self._sockets):
             self._close_sockets(key)
         self._thread.shutdown(wait=False)
+        self._closing.shutdown(wait=False)
 
 
 def _write(file: File) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
+import msgspec
+
 from canal_udp.errors import ConfigError, RequestError
 
 FILE_NAME = "endpoints.json"
@@ -86,7 +88,8 @@ def dump(endpoints: Iterable[Endpoint]) -> str:
         }
         for one in sorted(endpoints, key=lambda one: one.name)
     ]
-    return json.dumps({"version": _VERSION, "endpoints": rows}, indent=1) + "\n"
+    document = msgspec.json.encode({"version": _VERSION, "endpoints": rows})
+    return msgspec.json.format(document, indent=1).decode("utf-8") + "\n"
 
 
 def load(text: str, source: str) -> tuple[Endpoint, ...]:

@@ -9,8 +9,8 @@ Invariants   Level-triggered: goals are derived anew from all facts after every 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
 from canal_udp.actions import (
@@ -77,6 +77,16 @@ _ANYWHERE: dict[int, IPNetwork] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("
 _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 
 
+@dataclass(frozen=True, slots=True)
+class _Pod:
+    """What follows from an endpoint."""
+
+    cause: tuple[Endpoint, int, NetworkConfig]
+    device: Device
+    link: Link
+    routes: tuple[Route, ...]
+
+
 class Node:
     """This host's part of the overlay."""
 
@@ -99,18 +109,25 @@ class Node:
         self._agenda = Agenda()
         self._learned = LearnedMtus()
         self._leaving: tuple[Endpoint, ...] = ()
+        self._pods: dict[str, _Pod] = {}
+        self._remembered: tuple[tuple[Endpoint, ...], str] = (), dump(())
         self._next_id = max((one.id for one in endpoints), default=0) + 1
         self._problems: dict[str, str] = {}
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take an event in; returns what is to be done about it, in order."""
-        logs = list(self._take(event, now))
-        if isinstance(event, NetworkKnown | LeaseHeld | LeasesSeen) and self.network and self.lease and self.leases:
+        return self.handle_all((event,), now)
+
+    def handle_all(self, events: Sequence[Event], now: float) -> list[Action]:
+        """Take events in; returns what is to be done about all of them together, in order."""
+        logs = [action for event in events for action in self._take(event, now)]
+        changed = any(isinstance(event, NetworkKnown | LeaseHeld | LeasesSeen) for event in events)
+        if changed and self.network and self.lease and self.leases:
             self.peers = peer_table(self.leases.leases, self.lease, self.network)
         self._learned = self._learned.expire(now)
         actions = [*logs, *self._agenda.settle(self._wanted(), now)]
         if self._leaving:  # the file forgets them when nothing of them is left: a crash in between leaves no device
-            actions += [Release(one.name) for one in self._leaving]
+            actions += [Release(one.name) for one in self._leaving if one.name not in self.endpoints]
             self._leaving = ()
             actions += self._agenda.settle(self._wanted(), now)
         return actions
@@ -232,7 +249,7 @@ class Node:
         endpoint = self.endpoints.pop(name, None)
         if endpoint is not None:
             yield Log("info", event, (("name", name),))
-            self._leaving = (endpoint,)
+            self._leaving = (*self._leaving, endpoint)
 
     def _take_recursive(self, recursive: frozenset[IPAddress]) -> Iterator[Action]:
         for address in sorted(recursive - self.recursive, key=str):
@@ -256,22 +273,25 @@ class Node:
 
     def _wanted(self) -> Iterator[Goal]:
         """Everything that shall be true, in the order in which one needs the other."""
-        remembered = (*self.endpoints.values(), *self._leaving)
-        yield File(self.config.state_dir / FILE_NAME, dump(remembered), 0o600)
+        yield File(self.config.state_dir / FILE_NAME, self._memory(), 0o600)
         if self.network is None or self.lease is None or self.underlay is None:
             return
         yield from self._sockets(self.underlay)
         try:
             mtu_bytes = self.mtu_bytes
+            self._pods = {one.name: self._pod(one, mtu_bytes) for one in self.endpoints.values()}
             forwarding = self._forwarding()
         except ConfigError as error:
             self._problems["mtu"] = str(error)
             return
         self._problems.pop("mtu", None)
-        devices = [Device(HOST, self.config.host_ifname, None, mtu_bytes, 0)]
-        devices += [Device(one.name, one.ifname, one.netns, mtu_bytes, one.id) for one in self.endpoints.values()]
-        yield from devices
-        yield from (self._link(device) for device in devices if self._agenda.is_true(device))
+        host = Device(HOST, self.config.host_ifname, None, mtu_bytes, 0)
+        pods = self._pods.values()
+        yield host
+        yield from (pod.device for pod in pods)
+        if self._agenda.is_true(host):
+            yield self._host_link(host)
+        yield from (pod.link for pod in pods if self._agenda.is_true(pod.device))
         candidates = direct_candidates(self.peers, self.network)
         if candidates:
             yield Direct(candidates)
@@ -312,22 +332,21 @@ class Node:
                 if address is not None:
                     yield Sockets(encap, address, self.network.port_of(encap))
 
-    def _link(self, device: Device) -> Link:
+    def _memory(self) -> str:
+        """The text that the next daemon reads; made anew only when endpoints came, changed or went."""
+        leaving = tuple(one for one in self._leaving if one.name not in self.endpoints)
+        remembered = (*self.endpoints.values(), *leaving)
+        if remembered != self._remembered[0]:
+            self._remembered = remembered, dump(remembered)
+        return self._remembered[1]
+
+    def _pod(self, endpoint: Endpoint, mtu_bytes: int) -> _Pod:
+        """What follows from an endpoint; the same objects until something changes, since there may be hundreds."""
         assert self.network is not None
-        if device.name == HOST:
-            return self._host_link(device)
-        ips = self.endpoints[device.name].ips
-        return Link(
-            name=device.name,
-            ifname=device.ifname,
-            netns=device.netns,
-            mtu_bytes=device.mtu_bytes,
-            addresses=tuple(_alone(ip) for ip in ips),
-            routes=tuple(_ANYWHERE[version] for version in sorted({ip.version for ip in ips})),
-            within=self.network.networks,
-            sysctls=_sysctls(_POD_SYSCTLS, device.ifname),
-            loopback_up=True,
-        )
+        known = self._pods.get(endpoint.name)
+        if known is None or known.cause != (endpoint, mtu_bytes, self.network):
+            return _pod(endpoint, mtu_bytes, self.network)
+        return known
 
     def _host_link(self, device: Device) -> Link:
         assert self.network is not None and self.lease is not None
@@ -408,7 +427,7 @@ class Node:
         assert self.network is not None and self.lease is not None
         for one in self.endpoints.values():
             if self._agenda.get(f"device {one.name}") is not None:
-                yield from (Route(_alone(ip).network, "pod", one.name, local=True) for ip in one.ips)
+                yield from self._pods[one.name].routes
         for subnet in self.lease.prefixes:
             yield Route(_alone(subnet.network_address).network, "host", "", local=True)
             yield Route(subnet, "host", "", local=True)
@@ -521,6 +540,24 @@ def wanted_rules(config: DaemonConfig, network: NetworkConfig, lease: Lease) -> 
     whole = {one.version: one for one in network.networks}
     pairs = tuple((whole[one.version], one) for one in lease.prefixes if one.version in whole)
     return Rules(wish.style, pairs, config.ip_masq, forward, wish.random, wish.resync_s)
+
+
+def _pod(endpoint: Endpoint, mtu_bytes: int, network: NetworkConfig) -> _Pod:
+    device = Device(endpoint.name, endpoint.ifname, endpoint.netns, mtu_bytes, endpoint.id)
+    ips = endpoint.ips
+    link = Link(
+        name=device.name,
+        ifname=device.ifname,
+        netns=device.netns,
+        mtu_bytes=device.mtu_bytes,
+        addresses=tuple(_alone(ip) for ip in ips),
+        routes=tuple(_ANYWHERE[version] for version in sorted({ip.version for ip in ips})),
+        within=network.networks,
+        sysctls=_sysctls(_POD_SYSCTLS, device.ifname),
+        loopback_up=True,
+    )
+    routes = tuple(Route(_alone(ip).network, "pod", endpoint.name, local=True) for ip in ips)
+    return _Pod((endpoint, mtu_bytes, network), device, link, routes)
 
 
 def _alone(address: IPAddress) -> IPInterface:

@@ -334,6 +334,7 @@ def test_many_at_once(runtime: Runtime) -> None:
         results = await asyncio.gather(*(runtime.add(f"c{number}", path) for path, number in spaces.items()))
         ips = {result["ips"][0]["address"] for result in results}
         assert len(ips) == len(spaces) == len(runtime.taken)
+        assert len(runtime.plane.published) < len(spaces), "the tables are made for many at once"
         ends = await asyncio.gather(*(runtime.cni("DEL", f"c{number}", path) for path, number in spaces.items()))
         assert set(ends) == {(0, None)} and runtime.taken == {}
 
@@ -342,7 +343,7 @@ def test_many_at_once(runtime: Runtime) -> None:
 
 def test_a_crash_of_ours_is_told(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work() -> None:
-        monkeypatch.setattr(runtime.host, "has_link", lambda ifname, netns: 1 / 0)
+        monkeypatch.setattr(runtime.host, "look_into", lambda netns: 1 / 0)
         code, message = await runtime.refused("ADD")
         assert code == 999 and "ZeroDivisionError" in message
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canal_udp.cni.ipam import Ipam, Pool
-from canal_udp.errors import AddressError
+from canal_udp.cni.ipam import Claim, Ipam, Pool
+from canal_udp.errors import AddressError, AddressTaken
 from canal_udp.net import Address
 
 SUBNET, SUBNET6 = IPv4Network("10.244.1.0/24"), IPv6Network("fd00:0:0:1::/64")
@@ -256,3 +256,60 @@ def test_two_hundred_kills_at_random_places_never_double_an_address(
         every = [address for addresses in pool.names.values() for address in addresses]
         assert len(every) == len(set(every)), f"seed {seed} round {n}"
         assert all(pool.addresses(name) == addresses for name, addresses in promised.items()), f"seed {seed} round {n}"
+
+
+def test_many_claims_are_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ipam = Ipam(tmp_path / "ipam.json", SUBNET, None)
+    written: list[object] = []
+    real = os.replace
+    monkeypatch.setattr(os, "replace", lambda *paths: written.append(paths) or real(*paths))
+    taken = ip_address("10.244.1.2")
+    a, b, c = ipam.allocate_all([Claim("a"), Claim("b", (taken,)), Claim("c")])
+    assert (a, c) == ((taken,), (ip_address("10.244.1.3"),))
+    assert isinstance(b, AddressError) and str(b) == "10.244.1.2 belongs to a"
+    assert ipam.release("a", "c", "nobody") is True
+    assert len(written) == 2 and not ipam.pool.names
+
+
+# ---- addresses that rest, and ranges ---------------------------------------------------------------------------------
+
+
+def test_an_address_rests_but_not_for_who_asks_for_it() -> None:
+    pool = Pool(SMALL, None, rest_s=30.0)
+    for name in "abcde":
+        pool = pool.allocate(name, now=100.0)
+    pool = pool.release("c", now=110.0)
+    with pytest.raises(AddressTaken, match="all 5 are in use, or were until 30 s ago"):
+        pool.allocate("x", now=139.9)
+    assert texts(pool.allocate("x", now=140.0).addresses("x")) == ["10.244.1.4"]
+    assert texts(pool.allocate("x", [ip_address("10.244.1.4")], now=111.0).addresses("x")) == ["10.244.1.4"]
+    assert texts(pool.allocate("x", now=50.0).addresses("x")) == ["10.244.1.4"], "the clock was set back"
+    assert pool.allocate("x", now=150.0).freed == {}
+
+
+def test_rest_outlives_the_process(tmp_path: Path) -> None:
+    path, only = tmp_path / "ipam.json", [(ip_address("10.244.1.9"), ip_address("10.244.1.9"))]
+    ipam = Ipam(path, SUBNET, None, rest_s=1e6)
+    ipam.allocate("a", within=only)
+    ipam.release("a")
+    with pytest.raises(AddressTaken):
+        Ipam(path, SUBNET, None, rest_s=1e6).allocate("b", within=only)
+    assert texts(Ipam(path, SUBNET, None).allocate("b", within=only)) == ["10.244.1.9"]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)).map(lambda two: (min(two), max(two))), max_size=3),
+    st.integers(1, 12),
+)
+def test_ranges_give_exactly_their_addresses(ends: list[tuple[int, int]], count: int) -> None:
+    base = IPv4Address("10.244.1.0")
+    within = [(base + first, base + last) for first, last in ends]
+    wanted = {base + n for n in range(2, 7) if not ends or any(first <= n <= last for first, last in ends)}
+    pool, given_ = Pool(SMALL, None), set()
+    for number in range(count):
+        try:
+            pool = pool.allocate(str(number), within=within)
+        except AddressError:
+            break
+        given_ |= set(pool.addresses(str(number)))
+    assert given_ <= wanted and len(given_) == min(count, len(wanted))

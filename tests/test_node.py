@@ -37,6 +37,7 @@ from canal_udp.actions import (
     Tick,
     UnderlaySeen,
     Undo,
+    together,
 )
 from canal_udp.config import DaemonConfig
 from canal_udp.control.lease import Lease
@@ -469,3 +470,50 @@ def test_any_history_ends_as_a_fresh_start_would() -> None:
         assert set(world.forwarding.routes) == set(fresh.forwarding.routes), f"seed {seed}"
         assert {f"device {pod.name}" for pod in left} <= set(world.true), f"seed {seed}"
         assert world.node.state == "ready", f"seed {seed}: {world.node.reasons}"
+
+
+def pod(number: int) -> Endpoint:
+    ip = IPv4Address("10.244.1.2") + number
+    return Endpoint(f"default/{number}", f"/run/netns/{number}", f"boot/{number}", "eth0", (ip,))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_many_at_once_end_as_one_after_the_other(seed: int) -> None:
+    rng = random.Random(seed)
+    alone, together_ = World().tell(*START), World().tell(*START)
+    for _ in range(10):
+        events: list[Event] = [
+            Attach(pod(rng.randrange(5))) if rng.random() < 0.6 else Detach(f"default/{rng.randrange(5)}")
+            for _ in range(rng.randrange(1, 6))
+        ]
+        alone.tell(*events)
+        following = list(events)
+        while following:
+            actions = together_.node.handle_all(following, together_.now)
+            following = [Done(action.goal) for action in actions if isinstance(action, Do)]
+            for action in actions:
+                if isinstance(action, Do):
+                    together_.true[action.goal.key] = action.goal
+                elif isinstance(action, Undo):
+                    together_.true.pop(action.goal.key, None)
+        same = [
+            {key: replace(goal, id=0) if isinstance(goal, Device) else goal for key, goal in world.true.items()}
+            for world in (alone, together_)
+        ]
+        assert same[0] == same[1], f"seed {seed}"
+
+
+def test_a_name_that_goes_and_comes_at_once_keeps_its_address() -> None:
+    world = World().tell(*START, Attach(POD))
+    again = replace(POD, netns="/run/netns/b", netns_id="boot/2")
+    actions = world.node.handle_all([NamespaceGone(POD.name), Attach(again)], world.now)
+    assert not [action for action in actions if isinstance(action, Release)]
+    assert world.node.endpoints[POD.name].netns == "/run/netns/b"
+
+
+def test_what_is_done_together_is_alike() -> None:
+    file, device = File(Path("/a"), "", 0o600), Device("a", "eth0", None, 1450, 1)
+    link = Link("a", "eth0", None, 1450, (), ())
+    actions = [Log("info", "x"), Log("info", "y"), Do(file), Do(device), Do(device), Do(link), Undo(link), Undo(device)]
+    assert [len(group) for group in together(actions)] == [1, 1, 1, 2, 1, 1, 1]
+    assert [action for group in together(actions) for action in group] == actions

@@ -167,6 +167,15 @@ def _count(numbers: range) -> int:
     return numbers.stop - numbers.start  # len() is limited to 2^63
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one name asks a pool for."""
+
+    name: str
+    wanted: tuple[Address, ...] = ()
+    within: tuple[Span, ...] = ()
+
+
 # ---- the file --------------------------------------------------------------------------------------------------------
 
 
@@ -193,8 +202,23 @@ class Ipam:
 
     def allocate(self, name: str, wanted: Iterable[Address] = (), within: Sequence[Span] = ()) -> tuple[Address, ...]:
         """The name's addresses, IPv4 first; the same ones however often it is asked. AddressError."""
-        self._commit(self._pool.allocate(name, wanted, within, time.time()))
-        return self._pool.addresses(name)
+        (given,) = self.allocate_all([Claim(name, tuple(wanted), tuple(within))])
+        if isinstance(given, AddressError):
+            raise given
+        return given
+
+    def allocate_all(self, claims: Iterable[Claim]) -> list[tuple[Address, ...] | AddressError]:
+        """Each claim's addresses, or why it has none; the file is written once for all of them. AddressError."""
+        pool, now = self._pool, time.time()
+        given: list[tuple[Address, ...] | AddressError] = []
+        for claim in claims:
+            try:
+                pool = pool.allocate(claim.name, claim.wanted, claim.within, now)
+                given.append(pool.addresses(claim.name))
+            except AddressError as error:
+                given.append(error)
+        self._commit(pool)
+        return given
 
     def exhausted(self) -> str:
         """Why nobody more can have an address; empty if one can."""
@@ -204,10 +228,13 @@ class Ipam:
             return str(error)
         return ""
 
-    def release(self, name: str) -> bool:
-        """Give the name's addresses back; says whether it had any."""
-        known = name in self._pool.names
-        self._commit(self._pool.release(name, time.time()))
+    def release(self, *names: str) -> bool:
+        """Give the names' addresses back; says whether they had any."""
+        known = any(name in self._pool.names for name in names)
+        pool, now = self._pool, time.time()
+        for name in names:
+            pool = pool.release(name, now)
+        self._commit(pool)
         return known
 
     def _commit(self, pool: Pool) -> None:

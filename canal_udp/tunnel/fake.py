@@ -152,11 +152,10 @@ class FakeHost:
         found = self.tuns.get((link.netns, link.ifname))
         return () if found is not None and found.alive else (f"interface {link.ifname}",)
 
-    def has_link(self, ifname: str, namespace: str) -> bool:
-        """Tell whether a TUN was opened there and not closed, or the test says so."""
-        self.identity(namespace)
-        found = self.tuns.get((namespace, ifname))
-        return (namespace, ifname) in self.others or (found is not None and found.kept is not False)
+    def look_into(self, namespace: str) -> tuple[str, frozenset[str]]:
+        """Return a namespace's number, and the TUNs that were opened there and not closed, and what the test says."""
+        tuns = {ifname for (space, ifname), tun in self.tuns.items() if space == namespace and tun.kept is not False}
+        return self.identity(namespace), frozenset(tuns | {name for space, name in self.others if space == namespace})
 
     def remove_left_tun(self, ifname: str, namespace: str) -> bool:
         """Remove a TUN that a daemon before left."""

@@ -59,7 +59,7 @@ class Host(Protocol):
     def monitor(self, namespace: str | None) -> AnyMonitor: ...
     def reconcile(self, link: Link) -> tuple[str, ...] | None: ...
     def lacks(self, link: Link) -> tuple[str, ...]: ...
-    def has_link(self, ifname: str, namespace: str) -> bool: ...
+    def look_into(self, namespace: str) -> tuple[str, frozenset[str]]: ...
     def remove_left_tun(self, ifname: str, namespace: str) -> bool: ...
     def identity(self, namespace: str) -> str: ...
     def inode(self, namespace: str) -> tuple[int, int] | None: ...
@@ -101,13 +101,13 @@ class RealHost:
         """Return what a device does not have that it should; changes nothing."""
         return netns.run_inside(link.netns, lambda: netlink.lacks(link))
 
-    def has_link(self, ifname: str, namespace: str) -> bool:
-        """Tell whether a namespace has an interface by that name."""
-        return netns.run_inside(namespace, lambda: ifname in (name for _, name in socket.if_nameindex()))
+    def look_into(self, namespace: str) -> tuple[str, frozenset[str]]:
+        """Return what a namespace is known by, and the names of its interfaces."""
+        return netns.identity_and(namespace, lambda: frozenset(name for _, name in socket.if_nameindex()))
 
     def remove_left_tun(self, ifname: str, namespace: str) -> bool:
         """Remove a TUN that nobody holds, as a killed daemon leaves one; anything else by that name stays."""
-        if not self.has_link(ifname, namespace):
+        if ifname not in self.look_into(namespace)[1]:
             return False
         try:
             found = open_tun(ifname, namespace)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import functools
 import os
 import re
 import socket
@@ -65,12 +66,14 @@ def identity(path: str) -> str:
 
     Source     SO_NETNS_COOKIE counts up from boot; where the kernel lacks it the inode number has to do.
     """
+    return identity_and(path, lambda: None)[0]
+
+
+def identity_and(path: str, work: Callable[[], _T]) -> tuple[str, _T]:
+    """Return what tells a namespace from any other, and `work()`, called inside."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    try:
-        cookie = run_inside(path, _cookie)
-    except OSError:
-        return f"{boot}/inode-{inode(path)}"
-    return f"{boot}/{cookie}"
+    cookie, found = run_inside(path, lambda: (_cookie(), work()))
+    return f"{boot}/{f'inode-{inode(path)}' if cookie is None else cookie}", found
 
 
 def inode(path: str) -> tuple[int, int] | None:
@@ -85,9 +88,12 @@ def inode(path: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _cookie() -> int:
+def _cookie() -> int | None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
-        return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
+        try:
+            return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
+        except OSError:
+            return None
 
 
 def _open(path: str) -> int:
@@ -114,6 +120,7 @@ def _check(result: int, what: str) -> None:
         raise DeviceError(f"{what}: {os.strerror(ctypes.get_errno())}")
 
 
+@functools.cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
