@@ -53,6 +53,7 @@ from canal_udp.underlay import Wish
 LOG = logging.getLogger("canal.host")
 CLOSING = 16  # devices at once: the kernel lets each wait for all processors to have forgotten it
 ROUND_S = 30.0  # every link is looked at that often: the kernel does not announce most sysctls
+LOOKS_PER_S = 4.0  # at most: a look costs about a millisecond, and there may be hundreds of pods
 
 _T = TypeVar("_T")
 
@@ -102,7 +103,7 @@ class Hands:
         self._direct = Direct(())
         self._gateways: frozenset[IPAddress] = frozenset()
         self._changed: set[str] = set()  # names of devices whose namespace announced a change
-        self._rounds = Rounds(ROUND_S, now)
+        self._rounds = Rounds(ROUND_S, now, LOOKS_PER_S)
         self._routes_known: dict[IPAddress, bool] = {}  # does it lead into our device?
         self._strict = False  # rp_filter, as last seen
         self._generation = 0

@@ -35,3 +35,11 @@ def test_who_comes_and_goes() -> None:
     assert rounds.due(["a", "b"], 5.0) == ["a"]
     assert rounds.due(["a", "c"], 10.0) == []  # b's turn, who is gone
     assert rounds.due(["a", "c"], 20.0) == ["a", "c"]
+
+
+def test_hundreds_take_longer_but_everyone_has_a_turn() -> None:
+    names = [f"pod{n}" for n in range(500)]
+    rounds = Rounds(30.0, 0.0, 4.0)
+    given = [rounds.due(names, float(second)) for second in range(1, 126)]
+    assert {len(due) for due in given} == {4}
+    assert {name for due in given for name in due} == set(names)
