@@ -212,7 +212,7 @@ def spots(old: Evaluator, new: Evaluator, version: int) -> tuple[Spot, ...]:
         if before is not None and after is not None:
             add(before, after, name)
     taken = {address for one in (old, new) for several in one.places.names.values() for address in several}
-    special = old.classes.special | new.classes.special
+    special = frozenset(address for one in (old, new) for address in (*one.classes.special, *one.places.parties))
     for address in sorted((one for one in special - taken if one.version == version), key=int):
         if old.places.party(address).workload == new.places.party(address).workload:
             add(address, address, str(address))
