@@ -19,7 +19,7 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
 
 
 def pings(netns: str, address: str, *flags: str) -> bool:
-    return inside(netns, "ping", "-n", "-c", "3", "-i", "0.2", "-W", "2", *flags, address).returncode == 0
+    return inside(netns, "ping", "-n", "-c", "2", "-i", "0.1", "-W", "2", *flags, address).returncode == 0
 
 
 def kernel_routes(netns: str, family: str = "-4") -> dict[str, str]:

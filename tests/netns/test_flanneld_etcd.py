@@ -85,6 +85,24 @@ def test_two_nodes_on_etcd(cluster: Cluster) -> None:
     }
 
 
+def test_both_families(cluster: Cluster) -> None:
+    """flannel's peers find the MAC for IPv6 in BackendV6Data; our device is one for both families."""
+    families = '"EnableIPv6": true, "IPv6Network": "fd10:244::/48"'
+    cluster.put("config", f'{{"Network": "10.244.0.0/16", {families}, "Backend": {{"Type": "vxlan"}}}}')
+    first, second = (cluster.start(name, "--ip-masq") for name in cluster.names)
+    env = second.env()
+    for target in (env["FLANNEL_SUBNET"].replace(".1/24", ".0"), env["FLANNEL_IPV6_SUBNET"].replace("::1/64", "::")):
+        until(lambda target=target: inside(first.netns, "ping", "-c", "1", "-W", "1", target).returncode == 0)  # type: ignore[misc]
+    subnet6 = env["FLANNEL_IPV6_SUBNET"].replace("::1/64", "::-64")
+    data = f'{{"VNI":1,"VtepMAC":"{second.ask("status")["vtep_mac"]}"}}'
+    assert cluster.leases()[f"{key_of(second)}&{subnet6}"] == (
+        f'{{"PublicIP":"192.168.77.2","PublicIPv6":"fd77::2","BackendType":"vxlan","BackendData":{data},'
+        f'"BackendV6Data":{data}}}'
+    )
+    rules = inside(second.netns, "ip6tables", "-t", "nat", "-S", "FLANNEL-POSTRTG").stdout
+    assert "-s fd10:244::/48 ! -d ff00::/8 " in rules
+
+
 def test_a_lease_that_is_deleted_is_taken_again(cluster: Cluster) -> None:
     """flanneld ends, and its supervisor starts it anew; here nothing stands still."""
     node = cluster.start(cluster.names[0])
