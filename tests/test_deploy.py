@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from canal_udp import daemon_metrics
+from canal_udp.__main__ import _parser
 from canal_udp.config import OPTIONS
 from canal_udp.flannel.flags import read
 
@@ -74,12 +75,17 @@ def test_the_container_says_what_the_program_takes() -> None:
     assert ours <= {option.variable for option in OPTIONS}
     files = of_kind("ConfigMap")["data"]
     assert json.loads(files["net-conf.json"])["Backend"]["Type"] == "vxlan"
-    assert json.loads(files["10-canal.conflist"])["plugins"][0]["type"] == "canal-cni"
     assert Path(options.text("net-config-path")).name in files
 
 
 def probes(container: dict[str, Any]) -> list[dict[str, Any]]:
     return [container["livenessProbe"], container["readinessProbe"]]
+
+
+def test_the_plug_in_is_installed_first() -> None:
+    init = of_kind("DaemonSet")["spec"]["template"]["spec"]["initContainers"][0]
+    arguments = _parser(init["command"][1:]).parse_args(init["command"][1:])
+    assert arguments.binary_only and str(arguments.bin_dir) in {one["mountPath"] for one in init["volumeMounts"]}
 
 
 def test_a_node_may_read_and_write_its_own_status_only() -> None:
