@@ -55,6 +55,7 @@ class Keeper:
         self._network_seen: NetworkConfig | None = None
         self._snapshot: LeaseSnapshot | None = None  # where a watch goes on
         self._touched = False  # our lease may not be as we left it: the watch says so, or it comes from a file
+        self._as_of = ""  # what people are told while all that is known comes from a file
         self._lost = ""  # why it is not ours any more
         self._wake = asyncio.Event()
         self._file = LeasesFile(config.state_dir, config.store, self._to_save)
@@ -76,7 +77,8 @@ class Keeper:
                 if isinstance(error, LeaseLost):
                     raise
                 problem = str(error) or type(error).__name__
-                await self._apply(StoreSeen(problem + await self._restore()))
+                await self._restore()
+                await self._apply(StoreSeen(problem + self._as_of))
             failures = 0 if _boottime() - began > 10 * BACKOFF_S[-1] else failures + 1
             await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1] * self._rng.uniform(0.7, 1.0))
 
@@ -104,6 +106,7 @@ class Keeper:
         if self._snapshot is None:
             self._snapshot = await self._store.list_leases()
         await self._apply(LeasesSeen(self._snapshot))
+        self._as_of = ""
         await self._apply(StoreSeen())
         self._file.notice()
         await first_failure(self._watch(self._snapshot), self._renew(network))
@@ -147,17 +150,17 @@ class Keeper:
             return None
         return SavedLeases(self._network_seen, self._tenure.lease, self._snapshot.leases, time.time())
 
-    async def _restore(self) -> str:
-        """Forward by what is in the file, if nothing better was ever known; returns what to say about it."""
+    async def _restore(self) -> None:
+        """Forward by what is in the file, if nothing better was ever known."""
         saved = self._file.load() if self._tenure is None else None
         if saved is None:
-            return ""
+            return
         ttl_s = None if saved.own.expires_at is None else float(self._config.lease_ttl_s)
         self._tenure, self._touched = Tenure(saved.own, ttl_s, _boottime()), True
         await self._apply(NetworkKnown(saved.network))
         await self._apply(LeaseHeld(saved.own))
         await self._apply(LeasesSeen(LeaseSnapshot(0, saved.leases)))
-        return f" (forwarding goes on as of {time.strftime('%F %T', time.localtime(saved.saved_at))})"
+        self._as_of = f" (forwarding goes on as of {time.strftime('%F %T', time.localtime(saved.saved_at))})"
 
     # the lease
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from canal_udp.control.etcd import EtcdStore
 from canal_udp.control.etcd_url import parse
+from canal_udp.tunnel.netns import run_inside
 
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE_S = 15.0
@@ -47,6 +48,7 @@ class Etcd:
         self.port, self._peer_port = free_ports(2)
         self.scheme = "http"
         self.command: tuple[str, ...] = ()  # before etcd's own, for example to enter a namespace
+        self.netns = ""  # where `ask` has to be asked
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -113,8 +115,7 @@ class Etcd:
         if token:
             request.add_header("Authorization", token)
         try:
-            with urllib.request.urlopen(request, timeout=DEADLINE_S) as reply:
-                return json.load(reply)
+            return run_inside(f"/run/netns/{self.netns}" if self.netns else None, lambda: _fetched(request))
         except urllib.error.HTTPError as error:
             raise AssertionError(f"etcd: {path}: {error.read().decode(errors='replace')}") from None
 
@@ -152,6 +153,11 @@ def etcd_in(folder: Path, binary: str = "", flags: Mapping[str, str] | None = No
         yield server
     finally:
         server.stop()
+
+
+def _fetched(request: urllib.request.Request) -> Any:
+    with urllib.request.urlopen(request, timeout=DEADLINE_S) as reply:
+        return json.load(reply)
 
 
 def free_ports(count: int) -> list[int]:

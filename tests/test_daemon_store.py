@@ -180,6 +180,9 @@ def test_a_daemon_without_its_store_goes_by_what_was_saved(tmp_path: Path) -> No
         assert (again.held, again.peers) == (first.held, {PEER.key})
         assert again.last(NetworkKnown).network == NetworkConfig.from_json(NETWORK)
         await again.until(lambda: "the store is down (forwarding goes on as of" in again.problem)
+        told = len(again.events)
+        await again.until(lambda: len(again.events) > told + 3)
+        assert "forwarding goes on" in again.problem
         again.hub.delete("leases", PEER.key, None)
         before = again.last(LeaseHeld).lease
         again.store.down = False
