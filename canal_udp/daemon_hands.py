@@ -86,6 +86,7 @@ class _Written:
     rules: Rules
     seen: str
     due: float = 0.0
+    listed: str = ""  # after the last repair
 
 
 class Hands:
@@ -372,7 +373,10 @@ class Hands:
         written.due = now + written.rules.resync_s
         try:
             if await self.blocking(lambda: self._host.look_at_rules(written.rules)) != written.seen:
-                await self._do_rules(written.rules)
+                listed = await self.blocking(lambda: self._host.apply_rules(written.rules))
+                if listed == written.listed:  # twice the same: the listing is another now, the rules are not
+                    written.seen = listed
+                written.listed = listed  # once may be what someone broke while it was written
                 event(LOG, "warning", "rules.repaired", style=written.rules.style)
         except (CanalError, OSError) as error:
             return [Failed(written.rules, str(error))]
