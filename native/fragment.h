@@ -8,7 +8,13 @@ struct frag_table *frag_new(uint32_t max, const uint64_t seed[2]);
 void frag_free(struct frag_table *t);
 
 /* What is remembered of a datagram's first fragment: how the pipeline judged it. */
-struct frag_verdict { uint32_t out; uint64_t generation; struct ct_entry *ct; };
+/* What the later fragments get, and who they are: under another snapshot their flow is judged again. */
+struct frag_verdict {
+	uint64_t generation;
+	uint32_t out;
+	uint16_t sport_be, dport_be;    /* of the first fragment */
+	uint8_t icmp_type, icmp_code;
+};
 
 /* Register any fragment's byte range. For a later fragment: fills *verdict with what frag_remember() stored for (src, dst, id, proto, in).
  * Returns CANAL_DROP_NONE, _FRAG_OVERLAP (this and all further fragments of that datagram), _FRAG_NO_FIRST, _FRAG_FULL.

@@ -221,7 +221,8 @@ static enum canal_drop judge_again(struct worker *w, struct packet *p, uint32_t 
 	return CANAL_DROP_NONE;
 }
 
-static enum canal_drop judge_known(struct worker *w, struct packet *p, uint32_t source, uint32_t destination)
+/* The way of a packet of a known flow, and whether it may still take it. */
+static enum canal_drop reroute_known(struct worker *w, struct packet *p, uint32_t source, uint32_t destination)
 {
 	struct ct_entry *e = p->ct;
 	uint32_t reply = (p->flow.flags & CANAL_FLOW_REPLY) != 0;
@@ -235,7 +236,14 @@ static enum canal_drop judge_known(struct worker *w, struct packet *p, uint32_t 
 	}
 	e->in[reply] = p->in;
 	e->out[reply] = p->out;
-	return ct_update(w->ct, e, p, w->now_ms);
+	return CANAL_DROP_NONE;
+}
+
+static enum canal_drop judge_known(struct worker *w, struct packet *p, uint32_t source, uint32_t destination)
+{
+	enum canal_drop drop = reroute_known(w, p, source, destination);
+
+	return drop ? drop : ct_update(w->ct, p->ct, p, w->now_ms);
 }
 
 static enum canal_drop judge_new(struct worker *w, struct packet *p, uint32_t source, uint32_t destination)
@@ -312,19 +320,45 @@ static enum canal_drop judge_icmp_error(struct worker *w, struct packet *p)
 	return CANAL_DROP_NONE;
 }
 
+/* A later fragment under another snapshot than its first one: route and policy are asked about the flow that the first one belongs to. */
+static enum canal_drop judge_fragment_again(struct worker *w, struct packet *p, const struct frag_verdict *verdict)
+{
+	struct packet first = *p;
+	struct canal_judgement found;
+	uint32_t source, destination;
+	enum canal_drop drop;
+
+	first.flow.sport_be = verdict->sport_be;
+	first.flow.dport_be = verdict->dport_be;
+	first.flow.icmp_type = verdict->icmp_type;
+	first.flow.icmp_code = verdict->icmp_code;
+	first.flow.flags &= (uint8_t)~(CANAL_FLOW_FRAG | CANAL_FLOW_LATER_FRAG | CANAL_FLOW_MORE_FRAGS);
+	ct_lookup(w->ct, (struct packet *const[]){ &first }, 1);
+	drop = check_and_route(w, &first, &source, &destination);
+	if (drop)
+		return drop;
+	if (first.ct) {
+		drop = reroute_known(w, &first, source, destination);
+	} else {
+		ask_policy(w, &first.flow, source, destination, from_host(w, p), &found);
+		drop = take_judgement(w, &first, &first.flow, &found);
+	}
+	p->out = first.out;
+	return drop;
+}
+
 static enum canal_drop judge_later_fragment(struct worker *w, struct packet *p)
 {
 	struct frag_verdict verdict;
-	uint32_t source, destination;
 	enum canal_drop drop = frag_check(w->frags, p, w->now_ms, &verdict);
 
 	if (drop)
 		return drop;
 	if (verdict.generation != w->tables->generation) {
-		verdict.generation = w->tables->generation;
-		drop = check_and_route(w, p, &source, &destination);
+		drop = judge_fragment_again(w, p, &verdict);
 		if (drop)
 			return drop;
+		verdict.generation = w->tables->generation;
 		verdict.out = p->out;
 		frag_remember(w->frags, p, &verdict);
 	}
@@ -369,6 +403,8 @@ enum canal_drop judge_packet(struct worker *w, struct packet *p)
 		drop = judge_flow(w, p);
 	}
 	if (!drop && (p->flow.flags & CANAL_FLOW_FRAG))
-		frag_remember(w->frags, p, &(struct frag_verdict){ .out = p->out, .generation = w->tables->generation, .ct = NULL });
+		frag_remember(w->frags, p, &(struct frag_verdict){ .out = p->out, .generation = w->tables->generation,
+		                                                   .sport_be = p->flow.sport_be, .dport_be = p->flow.dport_be,
+		                                                   .icmp_type = p->flow.icmp_type, .icmp_code = p->flow.icmp_code });
 	return drop;
 }

@@ -16,6 +16,7 @@ from tests.netns.labs import Lab, canal, output, processes_of, start, wait_until
 pytest_plugins = ("tests.netns.lab_fixtures",)
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+LABS = int(os.environ.get("CANAL_TEST_LABS", "10"))
 KERNEL = str(EXAMPLES / "kernel-vxlan.yaml")
 
 
@@ -176,9 +177,10 @@ def test_the_demo(lab: Lab) -> None:
     lab.assert_nothing_left()
 
 
+@pytest.mark.timeout(60 + 30 * LABS)
 def test_many_labs_up_and_down_leave_nothing(new_lab: Callable[[], Lab]) -> None:
     """A tenth of what a release has to show; CANAL_TEST_LABS=100 is the whole of it."""
-    for _ in range(int(os.environ.get("CANAL_TEST_LABS", "10"))):
+    for _ in range(LABS):
         lab = new_lab()
         lab.up("--nodes", "2", "--pods", "1")
         lab.down()
