@@ -238,3 +238,9 @@ def test_c_neither_prints_nor_calls_python() -> None:
         code = re.sub(r"/\*.*?\*/", "", path.read_text(), flags=re.DOTALL)
         for name in re.findall(r"\b(f?printf|puts|perror|abort|exit|Py\w+)\s*\(", code):
             raise AssertionError(f"{path.name} calls {name}")
+
+
+def test_every_test_file_has_a_name_of_its_own() -> None:
+    """pytest imports them by their bare names."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
