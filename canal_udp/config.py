@@ -79,6 +79,7 @@ class DaemonConfig:
     ip_masq: bool = False
     direct_routing: bool = False  # without encapsulation to peers on our own link
     strict_checksums: bool = False
+    reset_cut: bool = False
     no_udp_gso: bool = False
     no_coalesce: bool = False
     ct_max: int = 262144
@@ -265,6 +266,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("direct_routing", "without encapsulation to peers on our own link, by routes of the kernel", "switch"),
     Option("metrics_addr", "answer /metrics here, and /healthz and /readyz", "text", "HOST:PORT", _listen),
     Option("ip_masq", "masquerade what pods send to the outside, and let their packets be forwarded", "switch"),
+    Option("reset_cut", "reset connections that a new policy cuts, whatever it says of those that it denies", "switch"),
     Option("strict_checksums", "verify the inner checksums of what peers send", "switch"),
     Option("no_udp_gso", "never send UDP superpackets", "switch"),
     Option("no_coalesce", "never join packets", "switch"),

@@ -448,6 +448,7 @@ def dataplane_config(config: DaemonConfig, offloads: Offloads) -> DataplaneConfi
     """What the data plane is told: the user's wishes within what the kernel does."""
     return DataplaneConfig(
         strict_csum=config.strict_checksums,
+        reset_cut=config.reset_cut,
         no_udp_gso=config.no_udp_gso or not offloads.udp_gso,
         no_coalesce=config.no_coalesce,
         no_uso_write="uso4" not in offloads.tun,

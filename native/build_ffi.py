@@ -19,7 +19,7 @@ MODULE = "canal_udp._native"
 
 SOURCES = (
     *("vnet.c", "parse.c", "fragment.c", "conntrack_table.c", "conntrack_state.c", "conntrack.c", "judge.c"),
-    *("fib.c", "classify.c", "policy.c", "notes.c", "csum.c", "gso.c", "coalesce.c"),
+    *("verdict.c", "fib.c", "classify.c", "policy.c", "notes.c", "csum.c", "gso.c", "coalesce.c"),
     *("encap_vxlan.c", "encap_udp.c", "encap.c", "ecn.c", "icmp.c", "reset.c", "emit.c", "tx.c"),
     *("pipeline.c", "io.c", "process.c", "worker.c", "datapath.c"),
     *("classify_set.c", "classify_build.c", "classify_rules.c", "policy_build.c", "tables.c", "epoch.c"),

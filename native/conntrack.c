@@ -272,6 +272,8 @@ struct ct_entry *ct_insert(struct canal_ct *ct, const struct packet *p, uint32_t
 	entry->in[0] = p->in;
 	entry->out[0] = p->out;
 	entry->verdict = CANAL_ALLOW;
+	entry->icmp_type = p->flow.icmp_type;
+	entry->icmp_code = p->flow.icmp_code;
 	entry->created_ms = entry->seen_ms = ct->now_ms;
 	entry->expires_ms = ct->now_ms + ct_state_timeout_ms(entry);
 	return entry;

@@ -35,8 +35,8 @@ enum { CT_NO_OWNER = 0xffffffff };
 struct canal_ct;                 /* canal_ct_new / canal_ct_free in canal.h */
 
 /* Set hash, ct and flow.flags & CANAL_FLOW_REPLY of each packet; prefetches across the batch. ct is NULL for packets with flow.drop, later
- * fragments, ICMP errors, flows whose time is over, a SYN that re-opens a closed flow, an echo request that comes back: those are new ones. Changes nothing in the
- * table, and knows the time of the last ct_insert, ct_update or canal_ct_sweep only. An entry is good until the next insert or sweep.
+ * fragments, ICMP errors, flows whose time is over, a SYN that re-opens a closed flow, an ICMP message of another kind: those are new ones.
+ * Changes nothing in the table, and knows the time of the last ct_insert, ct_update or canal_ct_sweep only. An entry is good until the next insert or sweep.
  * All fragments between two ends have the same hash, with or without ports: they must not overtake each other. */
 void ct_lookup(struct canal_ct *ct, struct packet *const *packets, size_t n);
 /* Keyed hash of a flow, equal for both directions. */

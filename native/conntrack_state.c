@@ -136,21 +136,40 @@ uint32_t ct_state_timeout_ms(const struct ct_entry *entry)
 	}
 }
 
-static bool is_echo_request(const struct canal_flow *flow)
+/* The type that answers a query; every other message is answered by its own kind. */
+static uint8_t answer_to(uint8_t icmp_type)
 {
-	return (flow->proto == IPPROTO_ICMP && flow->icmp_type == 8) || (flow->proto == IPPROTO_ICMPV6 && flow->icmp_type == 128);
+	switch (icmp_type) {
+	case 8:                  /* echo */
+		return 0;
+	case 13:                 /* timestamp */
+	case 15:                 /* information */
+	case 17:                 /* address mask */
+	case 128:                /* echo, ICMPv6 */
+	case 139:                /* node information, ICMPv6 */
+		return (uint8_t)(icmp_type + 1);
+	default:
+		return icmp_type;
+	}
 }
 
 bool ct_state_reopens(const struct ct_entry *entry, const struct canal_flow *flow, bool reply)
 {
-	if (entry->proto == IPPROTO_TCP)
+	switch (entry->proto) {
+	case IPPROTO_TCP:
 		return entry->state >= TW && tcp_case(flow->tcp_flags) == CASE_SYN;
-	return reply && is_echo_request(flow);
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		return reply ? flow->icmp_type != answer_to(entry->icmp_type)
+		             : flow->icmp_type != entry->icmp_type || flow->icmp_code != entry->icmp_code;
+	default:
+		return false;
+	}
 }
 
 bool ct_state_settled(const struct ct_entry *entry)
 {
-	if (entry->packets[1] == 0)
+	if (entry->packets[1] == 0 || entry->verdict == CANAL_DENY)
 		return false;
 	return entry->proto != IPPROTO_TCP || (entry->state >= ES && entry->state < TW);
 }

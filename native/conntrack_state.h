@@ -9,9 +9,9 @@ bool ct_state_open(struct ct_entry *entry, const struct canal_flow *flow);
 bool ct_state_advance(struct ct_entry *entry, const struct canal_flow *flow, uint32_t reply);
 /* How long the entry lives without another packet. */
 uint32_t ct_state_timeout_ms(const struct ct_entry *entry);
-/* Is this the first packet of a new flow, between the same ends as this one? A SYN when it is finished; an echo request from the end
- * that was asked: its identifier is the sender's choice, and must not make it an answer. */
+/* Is this the first packet of another flow between the same ends? TCP: a SYN after the end. ICMP: a message of another kind, which bears the
+ * same numbers by chance or by will. */
 bool ct_state_reopens(const struct ct_entry *entry, const struct canal_flow *flow, bool reply);
-/* Did both ends agree to this flow, and is it still going on? What is not settled may be evicted. */
+/* Did both ends agree to this flow, and policy, and is it still going on? What is not settled may be evicted. */
 bool ct_state_settled(const struct ct_entry *entry);
 #endif

@@ -7,13 +7,12 @@ struct frag_table;
 struct frag_table *frag_new(uint32_t max, const uint64_t seed[2]);
 void frag_free(struct frag_table *t);
 
-/* What is remembered of a datagram's first fragment: how the pipeline judged it. */
-/* What the later fragments get, and who they are: under another snapshot their flow is judged again. */
+/* What is remembered of a datagram's first fragment: where it went, under which snapshot, and what the later ones do not say. */
 struct frag_verdict {
 	uint64_t generation;
 	uint32_t out;
-	uint16_t sport_be, dport_be;    /* of the first fragment */
-	uint8_t icmp_type, icmp_code;
+	uint16_t sport_be, dport_be;
+	uint8_t proto, icmp_type, icmp_code;
 };
 
 /* Register any fragment's byte range. For a later fragment: fills *verdict with what frag_remember() stored for (src, dst, id, proto, in).

@@ -6,10 +6,11 @@
  *
  *     flow known, same snapshot, same way in ──────────────────────────────────► as remembered
  *     flow unknown, or remembered under another snapshot ──► martian? ─► source check ─► route ─► policy ─► remember
- *     ICMP error ──► the flow that it quotes ─► may this sender say so? ─► source check ─► route
- *     later fragment ──► what the first one got
+ *     ICMP error ──► the flow that it quotes ─► may this sender say so, and may that flow be? ─► source check ─► route
+ *     later fragment ──► what the first one got, or would get under this snapshot
  *
  * Invariants: an entry's targets are of the snapshot whose generation it carries; both directions are judged again after a new one.
+ *             A flow that a new snapshot denies stays denied in both directions until its entry expires or a snapshot allows it.
  *             A peer never sends through us to another peer. A pod sends only from its own addresses.
  * Threads:    worker.
  * Source:     RFC 1812 5.3 (martians), RFC 4291, RFC 4861 (neighbour discovery); the table that routes also checks the source (as WireGuard's allowed-ips).
@@ -19,9 +20,8 @@
 #include <string.h>
 
 #include "fib.h"
-#include "notes.h"
 #include "parse.h"
-#include "policy.h"
+#include "verdict.h"
 
 enum { TCP_SYN = 2 };
 
@@ -93,16 +93,16 @@ static enum canal_drop route(const struct packet *p, uint32_t destination, uint3
 }
 
 /* Source check and route of one packet, without policy and without remembering. */
-static enum canal_drop check_and_route(struct worker *w, struct packet *p, uint32_t *source, uint32_t *destination)
+static enum canal_drop check_and_route(struct worker *w, struct packet *p, struct ends *ends)
 {
 	enum canal_drop drop;
 
 	if (unlikely(martian(&p->flow)))
 		return CANAL_DROP_MARTIAN;
-	*source = fib_lookup(w->tables->fib, p->flow.src, p->flow.family);
-	*destination = fib_lookup(w->tables->fib, p->flow.dst, p->flow.family);
-	drop = source_check(w, p, *source);
-	return drop ? drop : route(p, *destination, &p->out);
+	ends->source = fib_lookup(w->tables->fib, p->flow.src, p->flow.family);
+	ends->destination = fib_lookup(w->tables->fib, p->flow.dst, p->flow.family);
+	drop = source_check(w, p, ends->source);
+	return drop ? drop : route(p, ends->destination, &p->out);
 }
 
 static uint32_t host_target(const struct worker *w)
@@ -132,104 +132,17 @@ static void return_through_host(const struct worker *w, struct packet *p, const 
 		p->out = host_target(w);
 }
 
-/* ---- policy -------------------------------------------------------------------------------------------------------------- */
+/* ---- flows --------------------------------------------------------------------------------------------------------------- */
 
-/* The pod of ours that has an address, by the target that the FIB gives for it. */
-static uint32_t pod_of(const struct worker *w, uint32_t target)
+/* A packet of a known flow, or one that stands for it: judge the flow again where that is due, and remember the packet's way. */
+static enum canal_drop pass_known(struct worker *w, struct packet *p, const struct ends *ends)
 {
-	uint32_t port = target & CANAL_TARGET_INDEX;
-
-	if (!target_is(target, CANAL_TARGET_PORT) || w->dp->ports[port].kind != CANAL_PORT_POD)
-		return CANAL_NO_POD;
-	return port;
-}
-
-/* Ask policy about a flow whose first packet went from `source` to `destination`, as the FIB calls them. */
-static void ask_policy(const struct worker *w, const struct canal_flow *first, uint32_t source, uint32_t destination, bool by_host,
-                       struct canal_judgement *found)
-{
-	struct canal_way way = { pod_of(w, source), pod_of(w, destination), by_host };
-
-	if (w->tables->policy)
-		policy_judge(w->tables->policy, first, &way, found);
-	else
-		*found = (struct canal_judgement){ .verdict = w->tables->node.policy_default };
-}
-
-static void count_hits(struct worker *w, const struct canal_judgement *found)
-{
-	for (int end = 0; end < 2; end++) {
-		worker_hit(w, found->rule[end]);
-		if (found->log[end])
-			worker_hit(w, found->log[end]);
-	}
-}
-
-/* What becomes of a packet that policy was asked about; `first` is the first packet of its flow. */
-static enum canal_drop take_judgement(struct worker *w, const struct packet *p, const struct canal_flow *first, const struct canal_judgement *found)
-{
-	if (unlikely(found->verdict == CANAL_DENY || found->log[0] || found->log[1]))
-		notes_add(w->notes, p, first, found, w->now_ms);
-	if (likely(found->verdict == CANAL_ALLOW))
-		return CANAL_DROP_NONE;
-	count_hits(w, found);
-	return found->reject ? CANAL_DROP_REJECTED : CANAL_DROP_POLICY;
-}
-
-/* The first packet of a flow, made of a later one. */
-static struct canal_flow first_of(const struct packet *p, const struct ct_entry *e, bool reply)
-{
-	struct canal_flow first = p->flow;
-
-	first.icmp_type = e->icmp_type;
-	first.icmp_code = e->icmp_code;
-	if (reply) {
-		memcpy(first.src, p->flow.dst, 16);
-		memcpy(first.dst, p->flow.src, 16);
-		first.sport_be = p->flow.dport_be;
-		first.dport_be = p->flow.sport_be;
-	}
-	return first;
-}
-
-static void remember(struct worker *w, struct ct_entry *e, const struct canal_judgement *found)
-{
-	e->generation = (uint32_t)w->tables->generation;
-	e->verdict = CANAL_ALLOW;
-	e->rule[CANAL_EGRESS] = found->rule[CANAL_EGRESS];
-	e->rule[CANAL_INGRESS] = found->rule[CANAL_INGRESS];
-}
-
-/* A flow that was judged under another snapshot. */
-static enum canal_drop judge_again(struct worker *w, struct packet *p, uint32_t source, uint32_t destination, bool reply)
-{
-	struct ct_entry *e = p->ct;
-	struct canal_flow first = first_of(p, e, reply);
-	struct canal_judgement found;
-	enum canal_drop drop;
-
-	ask_policy(w, &first, reply ? destination : source, reply ? source : destination, e->from_host, &found);
-	drop = take_judgement(w, p, &first, &found);
-	if (unlikely(drop)) {
-		ct_remove(w->ct, e);
-		p->ct = NULL;
-		w->inserted = true;
-		return w->dp->config.flags & CANAL_DP_RESET_CUT ? CANAL_DROP_REJECTED : drop;
-	}
-	remember(w, e, &found);
-	e->in[!reply] = e->out[!reply] = CANAL_TARGET_NONE;
-	return CANAL_DROP_NONE;
-}
-
-/* The way of a packet of a known flow, and whether it may still take it. */
-static enum canal_drop reroute_known(struct worker *w, struct packet *p, uint32_t source, uint32_t destination)
-{
-	struct ct_entry *e = p->ct;
 	uint32_t reply = (p->flow.flags & CANAL_FLOW_REPLY) != 0;
+	struct ct_entry *e = p->ct;
 
 	return_through_host(w, p, e, reply);
-	if (e->generation != (uint32_t)w->tables->generation) {
-		enum canal_drop drop = judge_again(w, p, source, destination, reply);
+	if (!verdict_holds(w, e)) {
+		enum canal_drop drop = verdict_again(w, p, &p->flow, e, reply, ends);
 
 		if (drop)
 			return drop;
@@ -239,48 +152,58 @@ static enum canal_drop reroute_known(struct worker *w, struct packet *p, uint32_
 	return CANAL_DROP_NONE;
 }
 
-static enum canal_drop judge_known(struct worker *w, struct packet *p, uint32_t source, uint32_t destination)
+static enum canal_drop judge_known(struct worker *w, struct packet *p, const struct ends *ends)
 {
-	enum canal_drop drop = reroute_known(w, p, source, destination);
+	enum canal_drop drop = pass_known(w, p, ends);
 
 	return drop ? drop : ct_update(w->ct, p->ct, p, w->now_ms);
 }
 
-static enum canal_drop judge_new(struct worker *w, struct packet *p, uint32_t source, uint32_t destination)
+/* `turned`: p is the answer to a packet that nobody here saw. */
+static void begin(struct worker *w, struct packet *p, struct ct_entry *e, bool turned)
+{
+	uint32_t reply = turned;
+
+	if (unlikely(turned)) {
+		e->original ^= 1;
+		p->flow.flags |= CANAL_FLOW_REPLY;
+		e->in[0] = e->out[0] = CANAL_TARGET_NONE;
+	}
+	e->from_host = (turned ? p->out : p->in) == host_target(w);
+	e->in[reply] = p->in;
+	e->out[reply] = p->out;
+	p->ct = e;
+}
+
+static enum canal_drop judge_new(struct worker *w, struct packet *p, const struct ends *ends)
 {
 	struct canal_judgement found;
 	enum canal_drop drop;
 	struct ct_entry *e;
+	bool turned;
 
-	ask_policy(w, &p->flow, source, destination, from_host(w, p), &found);
-	drop = take_judgement(w, p, &p->flow, &found);
+	drop = verdict_new(w, p, ends, &found, &turned);
 	if (drop)
 		return drop;
 	e = ct_insert(w->ct, p, owner_of(w, p), w->now_ms, &drop);
 	w->inserted = true;
 	if (!e)
 		return drop;
-	count_hits(w, &found);
-	remember(w, e, &found);
-	e->icmp_type = p->flow.icmp_type;
-	e->icmp_code = p->flow.icmp_code;
-	e->from_host = from_host(w, p);
-	e->in[0] = p->in;
-	e->out[0] = p->out;
-	p->ct = e;
+	begin(w, p, e, turned);
+	verdict_begin(w, e, &found);
 	return ct_update(w->ct, e, p, w->now_ms);
 }
 
 static enum canal_drop judge_unknown(struct worker *w, struct packet *p)
 {
-	uint32_t source, destination;
+	struct ends ends;
 	enum canal_drop drop;
 
 	worker_count(w, CANAL_POLICY_MISSES, p->vnet.segments);
-	drop = check_and_route(w, p, &source, &destination);
+	drop = check_and_route(w, p, &ends);
 	if (drop)
 		return drop;
-	return p->ct ? judge_known(w, p, source, destination) : judge_new(w, p, source, destination);
+	return p->ct ? judge_known(w, p, &ends) : judge_new(w, p, &ends);
 }
 
 /* An error goes to who sent the packet that it quotes, and comes from where that packet went: else a pod could tell another pod's
@@ -294,11 +217,23 @@ static enum canal_drop quote_check(const struct worker *w, const struct packet *
 	return source_check(w, p, fib_lookup(w->tables->fib, quoted->dst, quoted->family));
 }
 
+/* An error passes where the flow that it is about may pass, now. */
+static enum canal_drop judge_quoted(struct worker *w, const struct packet *p, const struct canal_flow *quoted, struct ct_entry *e, bool reply)
+{
+	struct ends ends;
+
+	if (likely(verdict_holds(w, e)))
+		return CANAL_DROP_NONE;
+	ends.source = fib_lookup(w->tables->fib, quoted->src, quoted->family);
+	ends.destination = fib_lookup(w->tables->fib, quoted->dst, quoted->family);
+	return verdict_again(w, p, quoted, e, reply, &ends);
+}
+
 static enum canal_drop judge_icmp_error(struct worker *w, struct packet *p)
 {
 	struct canal_flow quoted;
 	bool quoted_is_reply = false;
-	uint32_t source, destination;
+	struct ends ends;
 	struct ct_entry *e;
 	enum canal_drop drop;
 
@@ -311,39 +246,53 @@ static enum canal_drop judge_icmp_error(struct worker *w, struct packet *p)
 	if (!e)
 		return CANAL_DROP_CT_INVALID;
 	drop = quote_check(w, p, &quoted);
-	if (drop)
-		return drop;
-	drop = check_and_route(w, p, &source, &destination);
-	if (drop)
-		return drop;
-	return_through_host(w, p, e, !quoted_is_reply);
-	return CANAL_DROP_NONE;
+	if (!drop)
+		drop = judge_quoted(w, p, &quoted, e, quoted_is_reply);
+	if (!drop)
+		drop = check_and_route(w, p, &ends);
+	if (!drop)
+		return_through_host(w, p, e, !quoted_is_reply);
+	return drop;
 }
 
-/* A later fragment under another snapshot than its first one: route and policy are asked about the flow that the first one belongs to. */
-static enum canal_drop judge_fragment_again(struct worker *w, struct packet *p, const struct frag_verdict *verdict)
-{
-	struct packet first = *p;
-	struct canal_judgement found;
-	uint32_t source, destination;
-	enum canal_drop drop;
+/* ---- fragments ----------------------------------------------------------------------------------------------------------- */
 
-	first.flow.sport_be = verdict->sport_be;
-	first.flow.dport_be = verdict->dport_be;
-	first.flow.icmp_type = verdict->icmp_type;
-	first.flow.icmp_code = verdict->icmp_code;
-	first.flow.flags &= (uint8_t)~(CANAL_FLOW_FRAG | CANAL_FLOW_LATER_FRAG | CANAL_FLOW_MORE_FRAGS);
-	ct_lookup(w->ct, (struct packet *const[]){ &first }, 1);
-	drop = check_and_route(w, &first, &source, &destination);
+static struct frag_verdict verdict_of(const struct worker *w, const struct packet *first)
+{
+	const struct canal_flow *flow = &first->flow;
+
+	return (struct frag_verdict){ .out = first->out, .generation = w->tables->generation, .sport_be = flow->sport_be, .dport_be = flow->dport_be,
+	                              .proto = flow->proto, .icmp_type = flow->icmp_type, .icmp_code = flow->icmp_code };
+}
+
+/* A later fragment with what its first one had besides, so that its flow can be found. */
+static struct packet with_ports(const struct packet *p, const struct frag_verdict *first)
+{
+	struct packet whole = *p;
+
+	whole.flow.flags &= (uint8_t)~(CANAL_FLOW_FRAG | CANAL_FLOW_LATER_FRAG | CANAL_FLOW_MORE_FRAGS);
+	whole.flow.sport_be = first->sport_be;
+	whole.flow.dport_be = first->dport_be;
+	whole.flow.proto = first->proto;
+	whole.flow.icmp_type = first->icmp_type;
+	whole.flow.icmp_code = first->icmp_code;
+	return whole;
+}
+
+/* The first one passed under another snapshot: what would become of it now? */
+static enum canal_drop judge_fragment_again(struct worker *w, const struct packet *p, struct frag_verdict *verdict)
+{
+	struct packet whole = with_ports(p, verdict);
+	struct canal_judgement found;
+	struct ends ends;
+	bool turned;
+	enum canal_drop drop = check_and_route(w, &whole, &ends);
+
 	if (drop)
 		return drop;
-	if (first.ct) {
-		drop = reroute_known(w, &first, source, destination);
-	} else {
-		ask_policy(w, &first.flow, source, destination, from_host(w, p), &found);
-		drop = take_judgement(w, &first, &first.flow, &found);
-	}
-	p->out = first.out;
+	ct_lookup(w->ct, (struct packet *const[]){ &whole }, 1);
+	drop = whole.ct ? pass_known(w, &whole, &ends) : verdict_new(w, &whole, &ends, &found, &turned);
+	*verdict = verdict_of(w, &whole);
 	return drop;
 }
 
@@ -358,20 +307,20 @@ static enum canal_drop judge_later_fragment(struct worker *w, struct packet *p)
 		drop = judge_fragment_again(w, p, &verdict);
 		if (drop)
 			return drop;
-		verdict.generation = w->tables->generation;
-		verdict.out = p->out;
 		frag_remember(w->frags, p, &verdict);
 	}
 	p->out = verdict.out;
 	return CANAL_DROP_NONE;
 }
 
+/* ---- all ----------------------------------------------------------------------------------------------------------------- */
+
 static enum canal_drop judge_flow(struct worker *w, struct packet *p)
 {
 	const struct ct_entry *e = p->ct;
 	uint32_t reply = (p->flow.flags & CANAL_FLOW_REPLY) != 0;
 
-	if (likely(e && e->generation == (uint32_t)w->tables->generation && e->in[reply] == p->in)) {
+	if (likely(e && e->generation == (uint32_t)w->tables->generation && e->in[reply] == p->in)) {   /* a denied one came in nowhere */
 		p->out = e->out[reply];
 		return ct_update(w->ct, p->ct, p, w->now_ms);
 	}
@@ -380,6 +329,7 @@ static enum canal_drop judge_flow(struct worker *w, struct packet *p)
 
 enum canal_drop judge_packet(struct worker *w, struct packet *p)
 {
+	struct frag_verdict verdict;
 	enum canal_drop drop;
 
 	if (likely(!(p->flow.flags & (CANAL_FLOW_FRAG | CANAL_FLOW_ICMP_ERROR)))) {
@@ -390,21 +340,19 @@ enum canal_drop judge_packet(struct worker *w, struct packet *p)
 	if (p->flow.flags & CANAL_FLOW_LATER_FRAG)
 		return judge_later_fragment(w, p);
 	if (p->flow.flags & CANAL_FLOW_FRAG) {
-		struct frag_verdict unused;
-
-		drop = frag_check(w->frags, p, w->now_ms, &unused);
+		drop = frag_check(w->frags, p, w->now_ms, &verdict);
 		if (drop)
 			return drop;
 	}
-	if (p->flow.flags & CANAL_FLOW_ICMP_ERROR)
+	if (p->flow.flags & CANAL_FLOW_ICMP_ERROR) {
 		drop = judge_icmp_error(w, p);
-	else {
+	} else {
 		ct_lookup(w->ct, (struct packet *const[]){ p }, 1);
 		drop = judge_flow(w, p);
 	}
-	if (!drop && (p->flow.flags & CANAL_FLOW_FRAG))
-		frag_remember(w->frags, p, &(struct frag_verdict){ .out = p->out, .generation = w->tables->generation,
-		                                                   .sport_be = p->flow.sport_be, .dport_be = p->flow.dport_be,
-		                                                   .icmp_type = p->flow.icmp_type, .icmp_code = p->flow.icmp_code });
+	if (!drop && (p->flow.flags & CANAL_FLOW_FRAG)) {
+		verdict = verdict_of(w, p);
+		frag_remember(w->frags, p, &verdict);
+	}
 	return drop;
 }

@@ -170,7 +170,7 @@ int canal_process(struct canal_dp *dp, const uint8_t *bytes, const struct canal_
 			return CANAL_ERANGE;
 	w->io = &io_capture;
 	w->io_context = &capture;
-	w->now_ms = now_ms;
+	worker_clock(w, now_ms);
 	w->tables = epoch_enter(&dp->epoch);
 	for (size_t done = 0; done < n && rc == CANAL_OK;) {
 		uint32_t count = run_batch(w, bytes, in + done, n - done);

@@ -258,6 +258,14 @@ static int wait_ready(struct worker *w, struct epoll_event *ready, struct spin *
 	return wait_asleep(w, ready, swept_ms);
 }
 
+void worker_clock(struct worker *w, uint64_t now_ms)
+{
+	w->now_ms = now_ms;
+	if (unlikely(!w->born_ms))
+		w->born_ms = now_ms;
+	canal_ct_sweep(w->ct, now_ms, 0);
+}
+
 static void run(struct worker *w)
 {
 	struct canal_dp *dp = w->dp;
@@ -268,8 +276,7 @@ static void run(struct worker *w)
 	while (!atomic_load_explicit(&dp->stop, memory_order_acquire)) {
 		int n = wait_ready(w, ready, &spin, &swept_ms);
 
-		w->now_ms = clock_us() / 1000;
-		canal_ct_sweep(w->ct, w->now_ms, 0);   /* lookups of this turn go by this time */
+		worker_clock(w, clock_us() / 1000);
 		w->tables = epoch_enter(&dp->epoch);
 		w->stumbled = false;
 		if (!turn(w, ready, n) && unlikely(w->stumbled))

@@ -116,6 +116,7 @@ struct worker {
 	const struct io_ops *io;
 	void *io_context;
 	uint64_t now_ms;
+	uint64_t born_ms;               /* when it ran first; 0: never */
 	struct canal_ct *ct;
 	struct frag_table *frags;
 	struct notes *notes;            /* what policy denied, or logs */
@@ -177,6 +178,8 @@ static inline void worker_drop(struct worker *w, const struct packet *p, enum ca
 		stat_add(&worker_port(w, p->in)->stats.drops, p->vnet.segments);
 }
 
+/* The time of this turn; lookups go by it. */
+void worker_clock(struct worker *w, uint64_t now_ms);
 struct worker *worker_new(struct canal_dp *dp);
 void worker_free(struct worker *w);
 void worker_event(struct worker *w, enum canal_event_kind kind, const struct port *port, const uint8_t *addr, uint32_t value);

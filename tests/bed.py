@@ -21,6 +21,7 @@ from scapy.packet import Packet
 from canal_udp.dataplane import Dataplane, DataplaneConfig
 from canal_udp.encap.codecs import Unpacked, vxlan_pack, vxlan_unpack
 from canal_udp.encap.forwarding import Forwarding, Route, Vtep, vtep_key
+from canal_udp.policy.compiled import Compiled
 from canal_udp.readings import Frame
 
 MAC = bytes.fromhex("02000000a001")
@@ -89,7 +90,13 @@ def partial(packet: Packet) -> bytes:
 class Bed:
     """The node. `push` runs frames through the pipeline and checks that no packet was lost uncounted."""
 
-    def __init__(self, forwarding: Forwarding = FORWARDING, **config: bool | int | tuple[int, int]) -> None:
+    def __init__(
+        self,
+        forwarding: Forwarding = FORWARDING,
+        *,
+        policy: Compiled | None = None,
+        **config: bool | int | tuple[int, int],
+    ) -> None:
         settings = {"seed": (1, 2), "ct_max": 4096, "ct_share": 1024, "frag_max": 64, **config}
         self.dp = Dataplane(DataplaneConfig(**settings))  # type: ignore[arg-type]
         self.fds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(6)]
@@ -100,7 +107,8 @@ class Bed:
         self.udp = self.dp.add_underlay(self.fds[4], "udp", 4)
         self.vxlan6 = self.dp.add_underlay(self.fds[5], "vxlan", 6)
         self.forwarding = forwarding
-        self.dp.publish(forwarding)
+        self.policy = policy
+        self.dp.publish(forwarding, policy)
         self.now_ms = 1_000_000
         self.generation = forwarding.generation
 
@@ -119,10 +127,12 @@ class Bed:
         self.dp.check_conservation()
         return out
 
-    def republish(self, **changes: object) -> None:
+    def republish(self, *, policy: Compiled | None = None, **changes: object) -> None:
+        """With another policy, or the same one."""
         self.generation += 1
+        self.policy = policy or self.policy
         self.forwarding = replace(self.forwarding, generation=self.generation, **changes)  # type: ignore[arg-type]
-        self.dp.publish(self.forwarding)
+        self.dp.publish(self.forwarding, self.policy)
 
     def from_peer(self, inner: Packet | bytes, peer: Vtep = X, **changes: int) -> Frame:
         """What a socket receives when `peer` sends `inner`."""

@@ -420,6 +420,18 @@ def test_an_echo_request_from_the_other_end_is_a_flow_of_its_own(
     assert table.track([asked.reversed(icmp_type=asks)]) == [INSERTED]
 
 
+@pytest.mark.parametrize(("asks", "answers"), [(13, 14), (15, 16), (17, 18), (8, 0)])
+def test_an_icmp_message_of_another_kind_is_a_flow_of_its_own(asks: int, answers: int) -> None:
+    """All but echoes have the number 0, and an echo may have it: one that is allowed would let the others through."""
+    table = Table()
+    asked = Flow(v4(1), v4(2), 0, 0, ICMP, icmp_type=asks)
+    assert table.track([asked, asked.reversed(icmp_type=answers)]) == [INSERTED, HIT | IS_REPLY]
+    for kind in {0, 8, 13, 14, 17, 40} - {asks}:
+        assert table.find([Flow(v4(1), v4(2), 0, 0, ICMP, icmp_type=kind)]) == [0]
+    for kind in {0, 8, 13, 14, 17, 40} - {answers}:
+        assert table.find([asked.reversed(icmp_type=kind)]) == [0]
+
+
 # ---- random traffic -------------------------------------------------------------------------------------------------
 
 

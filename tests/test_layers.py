@@ -206,7 +206,20 @@ MORE: dict[str, set[str]] = {
     "gso.c": {"parse.h"},
 }
 # They know the order of the stages or move the packets between them.
-MOVERS = {"pipeline", "judge", "emit", "tx", "io", "spin", "stall", "worker", "process", "datapath", "counters"}
+MOVERS = {
+    "pipeline",
+    "judge",
+    "verdict",
+    "emit",
+    "tx",
+    "io",
+    "spin",
+    "stall",
+    "worker",
+    "process",
+    "datapath",
+    "counters",
+}
 
 C_FILES = sorted([*NATIVE.glob("*.c"), *NATIVE.glob("*.h")])
 

@@ -15,7 +15,7 @@ LIMITS_S = {SYN_SENT: 60, SYN_RECV: 60, ESTABLISHED: 86400, FIN_WAIT: 60, CLOSIN
 
 End = tuple[bytes, int]
 
-ECHO_REQUESTS = ((ICMP, 8), (ICMP6, 128))  # what comes back is an answer only if it is none of these
+ANSWERS = {8: 0, 13: 14, 15: 16, 17: 18, 128: 129, 139: 140}  # ICMP; every other message is answered by its kind
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Entry:
     owner: int
     proto: int
     created_ms: int
+    kind: int = 0  # ICMP type of the first packet
     state: int = NEW
     closer: bool | None = None
     packets: list[int] = field(default_factory=lambda: [0, 0])
@@ -115,7 +116,10 @@ class Twin:
             return None
         if flow.proto == TCP and entry.state in (TIME_WAIT, CLOSED) and segment(flow.tcp_flags) == "syn":
             return None
-        if (flow.proto, flow.icmp_type) in ECHO_REQUESTS and entry.original != (flow.src, flow.sport):
+        answers = entry.original != (flow.src, flow.sport)
+        if flow.proto in (ICMP, ICMP6) and flow.icmp_type != (
+            ANSWERS.get(entry.kind, entry.kind) if answers else entry.kind
+        ):
             return None
         return entry
 
@@ -127,7 +131,7 @@ class Twin:
             refused = self.refusal(flow, owner, now_ms)
             if refused:
                 return -self.drops[refused]
-            entry, result = Entry((flow.src, flow.sport), owner, flow.proto, now_ms), INSERTED
+            entry, result = Entry((flow.src, flow.sport), owner, flow.proto, now_ms, flow.icmp_type), INSERTED
             if flow.proto == TCP:
                 entry.state = SYN_SENT if segment(flow.tcp_flags) == "syn" else ESTABLISHED
             self.entries[flow.key] = entry

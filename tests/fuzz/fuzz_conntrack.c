@@ -152,7 +152,9 @@ static struct row *open_row(struct twin *t, const struct canal_flow *flow, uint3
 		forget_evicted(t, CT_NO_OWNER);
 	while (row->used)
 		row++;
-	*row = (struct row){ .used = true, .original = *flow, .entry = { .proto = flow->proto, .owner = owner } };
+	*row = (struct row){ .used = true, .original = *flow,
+	                     .entry = { .proto = flow->proto, .verdict = CANAL_ALLOW, .owner = owner, .icmp_type = flow->icmp_type,
+	                                .icmp_code = flow->icmp_code } };
 	require(ct_state_open(&row->entry, flow));
 	return row;
 }

@@ -1,7 +1,8 @@
 /*
  * fuzz_pipeline.c - any bytes as frames of pods, host and peers, through the whole pipeline.
  *
- * Input:      rows of [port 1][size 2][gso_size 2, tos 1 for the underlay][frame].
+ * Input:      the policy, then rows of [port 1][size 2][gso_size 2, tos 1 for the underlay][frame].
+ *             Each input comes under a snapshot of its own, whose policy its first byte names: flows of earlier inputs are judged again.
  * Invariants: the conservation law holds after every input.
  */
 /* sources: all */
@@ -37,18 +38,48 @@ static const struct canal_fib_entry fib[] = {
 	{ .prefix = { 0xfd, 2 }, .family = 6, .plen = 16, .target = CANAL_TARGET_VTEP | 0 },
 };
 
-struct world { struct canal_dp *dp; int fds[PORTS]; uint8_t *out; struct canal_frame *frames; };
+/* One class for everybody; rows that begin with the policy's number: no policy, all allowed, all rejected ... */
+static const struct canal_row policy_rows[] = {
+	{ .sport_hi = 0xffff, .dport_hi = 0x7fff, .proto_hi = 0xff, .action = CANAL_ACTION_LOG, .rule = 1 },
+	{ .sport_hi = 0x3fff, .dport_hi = 0xffff, .proto_hi = 0xff, .action = CANAL_ACTION_PASS, .rule = 2, .next = 4 },
+	{ .sport_hi = 0xffff, .dport_hi = 0x0fff, .proto_hi = 0x40, .action = CANAL_ACTION_REJECT, .rule = 3 },
+	{ .sport_hi = 0xffff, .dport_hi = 0x1fff, .proto_hi = 0xff, .action = CANAL_ACTION_DENY, .rule = 4 },
+	{ .sport_hi = 0xffff, .dport_hi = 0xffff, .proto_hi = 0xff, .action = CANAL_ACTION_ALLOW, .rule = 5 },
+};
+enum { POLICY_ROWS = sizeof policy_rows / sizeof *policy_rows, POLICIES = 4 };
+
+struct world { struct canal_dp *dp; int fds[PORTS]; uint8_t *out; struct canal_frame *frames; uint64_t generation; struct canal_policy *policies[POLICIES]; };
+
+/* Which rows hold: none, those of the outcome `which`, or all. */
+static struct canal_policy *policy_make(uint32_t which)
+{
+	static const uint64_t vectors[POLICIES] = { 0, 1ull << 4, 1ull << 2, (1ull << POLICY_ROWS) - 1 };
+	const struct canal_fib_entry everybody[] = { { .prefix = { [10] = 0xff, 0xff }, .family = 4 }, { .family = 6 } };
+	const struct canal_endpoint endpoints[] = { { .port = 0, .program = { 0, 0 } }, { .port = 1, .program = { 0, CANAL_PROGRAM_NONE } } };
+	const uint32_t one = 0, no_flags = 0;
+	struct canal_classes *classes;
+	struct canal_program *program;
+	struct canal_policy *policy;
+	struct canal_fault fault;
+
+	if (canal_classes_build(NULL, NULL, 0, everybody, 2, &no_flags, 1, &classes, &fault) != CANAL_OK ||
+	    canal_program_build(policy_rows, POLICY_ROWS, &vectors[which], 1, &one, &one, 1, &program, &fault) != CANAL_OK ||
+	    canal_policy_build(classes, &program, 1, endpoints, 2, which & 1, &policy, &fault) != CANAL_OK)
+		abort();
+	canal_classes_release(classes);
+	canal_program_release(program);
+	return policy;
+}
 
 static void world_make(struct world *w)
 {
-	const struct canal_dp_config config = { .seed = { 1, 2 }, .ct_max = 256, .ct_share = 64, .frag_max = 16, .icmp_per_s = 1000,
+	const struct canal_dp_config config = { .seed = { 1, 2 }, .ct_max = 256, .ct_share = 64, .frag_max = 16, .icmp_per_s = 1000, .rules_max = 8, .flags = CANAL_DP_RESET_CUT,
 	                                        .gso_segments_max = 64 };
 	const struct canal_port_config ports[PORTS] = {
 		{ .kind = CANAL_PORT_POD, .mtu_bytes = 1400 }, { .kind = CANAL_PORT_POD, .mtu_bytes = 1400 },
 		{ .kind = CANAL_PORT_HOST, .mtu_bytes = 1400 }, { .kind = CANAL_PORT_UNDERLAY, .encap = CANAL_ENCAP_VXLAN, .family = 4 },
 		{ .kind = CANAL_PORT_UNDERLAY, .encap = CANAL_ENCAP_UDP, .family = 4 },
 	};
-	struct canal_tables *tables;
 	struct canal_fault fault;
 
 	w->out = malloc(OUT_BYTES);
@@ -62,9 +93,20 @@ static void world_make(struct world *w)
 		if (canal_port_add(w->dp, &port, &fault) != i)
 			abort();
 	}
-	if (canal_tables_build(&node, vteps, sizeof vteps / sizeof *vteps, fib, sizeof fib / sizeof *fib, 1, &tables, &fault) != CANAL_OK)
+	for (uint32_t i = 1; i < POLICIES; i++)
+		w->policies[i] = policy_make(i);
+}
+
+static void publish(struct world *w, uint8_t which)
+{
+	struct canal_tables *tables;
+	struct canal_fault fault;
+
+	if (canal_tables_build(&node, vteps, sizeof vteps / sizeof *vteps, fib, sizeof fib / sizeof *fib, ++w->generation, &tables, &fault) != CANAL_OK)
 		abort();
+	canal_tables_set_policy(tables, w->policies[which % POLICIES]);
 	canal_dp_publish(w->dp, tables);
+	canal_dp_reclaim(w->dp);
 }
 
 static void world_check(struct world *w)
@@ -123,10 +165,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	static uint64_t now_ms;
 	struct canal_frame frames[FRAMES_MAX];
 	uint8_t *bytes = malloc(size ? size : 1);
-	size_t n = rows(memcpy(bytes, data, size), size, frames);
+	size_t n;
 
 	if (!w.dp)
 		world_make(&w);
+	if (size == 0) {
+		free(bytes);
+		return 0;
+	}
+	publish(&w, data[0]);
+	n = rows(memcpy(bytes, data + 1, size - 1), size - 1, frames);
 	now_ms += 100;
 	if (canal_process(w.dp, bytes, frames, n, now_ms, w.out, OUT_BYTES, w.frames, OUT_FRAMES) == CANAL_EINVAL)
 		abort();
