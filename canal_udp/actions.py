@@ -103,6 +103,7 @@ class Published:
 
     forwarding: Forwarding
     policy: object = None
+    closed: frozenset[str] = frozenset()  # endpoints that the policy does not mean: later ones of the same name
     key: str = "forwarding"
 
 
@@ -284,9 +285,10 @@ class LeasesSeen:
 
 @dataclass(frozen=True, slots=True)
 class PolicyKnown:
-    """Policies and pods as the compiler made them; see Published."""
+    """Policies and pods as the compiler made them; see Published. endpoints: those of this node that it knew, by id."""
 
     policy: object
+    endpoints: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

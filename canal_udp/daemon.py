@@ -135,7 +135,7 @@ class Daemon:
         previous = Previous(*previous_subnets(read(config.subnet_file)))
         self._keeper = Keeper(self._store, config, previous, self._claim, self.apply)
         self.objects = ObjectKeeper(self._store, config, self.name, self.node, self._on_objects)
-        self.policy = PolicyKeeper(self.node, self.objects.cluster.everything, self.apply)
+        self.policy = PolicyKeeper(self.node, self.objects.cluster.everything, dataplane.prepare, self.apply)
         self.prober = PathProber(host, self.node, config.mtu_probe_s, self.apply, now)
         endpoints = Endpoints(self)
         cni = daemon_cni.Cni(self, endpoints)

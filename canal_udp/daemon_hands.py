@@ -255,7 +255,7 @@ class Hands:
             bad = frozenset(address for address, leads in self._routes_known.items() if leads)
             return [Failed(goal, "a peer's route leads into our own device"), RoutesSeen(bad)]
         self._generation += 1
-        policy = goal.policy if isinstance(goal.policy, Compiled) else self._closed
+        policy = goal.policy.without(goal.closed) if isinstance(goal.policy, Compiled) else self._closed
         self._forwarder.publish(replace(goal.forwarding, generation=self._generation), policy)
         return [Done(goal)]
 

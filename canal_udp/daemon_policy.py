@@ -32,18 +32,26 @@ SETTLED_S = 2.0  # an attach waits so long for the policies of its pod
 
 
 class PolicyKeeper:
-    """See the module's docstring. `everything` gives all objects of the cluster, as changes from nothing."""
+    """See the module's docstring.
+
+    everything  all objects of the cluster, as changes from nothing
+    prepare     has the data plane build what it can beforehand, and refuse what it cannot hold; thread: any
+    """
 
     def __init__(
-        self, node: Node, everything: Callable[[], Changes], apply: Callable[[PolicyKnown], Awaitable[None]]
+        self,
+        node: Node,
+        everything: Callable[[], Changes],
+        prepare: Callable[[Compiled], None],
+        apply: Callable[[PolicyKnown], Awaitable[None]],
     ) -> None:
         self.compiled: Compiled | None = None
         self.problem = ""
-        self._node, self._everything, self._apply = node, everything, apply
+        self._node, self._everything, self._prepare, self._apply = node, everything, prepare, apply
         self._thread = ThreadPoolExecutor(1, "canal-policy")
         self._engine = Engine()
         self._pending: list[Changes] = []
-        self._local: dict[str, str] = {}
+        self._local: dict[str, tuple[str, int]] = {}  # endpoint -> "namespace/pod", id
         self._own: frozenset[Address] = frozenset()
         self._known = False
         self._wake, self._settled = asyncio.Event(), asyncio.Event()
@@ -56,7 +64,7 @@ class PolicyKeeper:
 
     def notice(self) -> None:
         """Look whether the node has other pods or addresses now."""
-        local = {name: "/".join(split_name(name)) for name in self._node.endpoints}
+        local = {name: ("/".join(split_name(name)), one.id) for name, one in self._node.endpoints.items()}
         if (local, self._node.own_addresses) != (self._local, self._own):
             self._local, self._own = local, self._node.own_addresses
             self._stir()
@@ -85,7 +93,8 @@ class PolicyKeeper:
         local, own = self._local, self._own
         loop = asyncio.get_running_loop()
         try:
-            compiled = await loop.run_in_executor(self._thread, lambda: self._work(changes, local, own))
+            names = {name: key for name, (key, _) in local.items()}
+            compiled = await loop.run_in_executor(self._thread, lambda: self._work(changes, names, own))
         except Exception as error:  # whatever it is: what is in force stays so
             self._failed(f"{type(error).__name__}: {error}")
             return False
@@ -93,7 +102,7 @@ class PolicyKeeper:
             event(LOG, "info", "policy.recovered")
             self.problem = ""
         self.compiled = compiled
-        await self._apply(PolicyKnown(compiled))
+        await self._apply(PolicyKnown(compiled, frozenset(number for _, number in local.values())))
         if not self._wake.is_set():
             self._settled.set()
         return True
@@ -104,6 +113,7 @@ class PolicyKeeper:
             self._engine.apply(some)
         self._engine.set_own(own)
         compiled = self._engine.compile(local)
+        self._prepare(compiled)
         if sum(map(len, changes)) > LASTING:
             gc.freeze()  # a collection that looks at all of a large cluster stops everybody for a second
         return compiled

@@ -167,6 +167,13 @@ class Dataplane:
         self._published = forwarding, names, held
         self.reclaim()
 
+    def prepare(self, policy: Compiled) -> None:
+        """Build the parts of a policy that do not depend on ports. thread: any.
+
+        Raises   TableError when it cannot be held.
+        """
+        self._policies.prepare(policy)
+
     @staticmethod
     def _tables(forwarding: Forwarding, names: Mapping[str, int]) -> CData:
         """A snapshot that is not published."""

@@ -99,6 +99,7 @@ class Node:
         self.leases: LeaseSnapshot | None = None
         self.underlay: Underlay | None = None
         self.policy: object = None  # what the compiler made; None: nothing yet
+        self._governed: frozenset[int] = frozenset()  # endpoints that it knew, by id
         self.endpoints: dict[str, Endpoint] = {one.name: one for one in endpoints}
         self.peers = PeerTable((), ())  # the other nodes, and the leases that are not used with the reason
         self.recursive: frozenset[IPAddress] = frozenset()
@@ -166,8 +167,8 @@ class Node:
                 yield from self._take_lease(lease)
             case LeasesSeen(snapshot):
                 self.leases = snapshot
-            case PolicyKnown(policy):
-                self.policy = policy
+            case PolicyKnown(policy, endpoints):
+                self.policy, self._governed = policy, endpoints
             case StoreSeen(problem):
                 yield from self._note("store", problem)
             case Attach(endpoint):
@@ -298,12 +299,17 @@ class Node:
         yield wanted_rules(self.config, self.network, self.lease)
         # not before the peers are known: their pods would be called unreachable
         if self._agenda.get(f"device {HOST}") is not None and self.leases is not None:
-            yield Published(forwarding, self.policy)
+            yield Published(forwarding, self.policy, self._closed())
         if self.published:
             yield File(self.config.subnet_file, self._subnet_env().text(), 0o644)
             if self.config.cni_conf_dir is not None:
                 text = conflist(NETWORK, self.config.cni_chain)
                 yield File(self.config.cni_conf_dir / CONFIG_NAME, text, 0o644)
+
+    def _closed(self) -> frozenset[str]:
+        """Connected endpoints that the policy does not know."""
+        unknown = (one.name for one in self.endpoints.values() if one.id not in self._governed)
+        return frozenset(name for name in unknown if self._agenda.get(f"device {name}") is not None)
 
     @property
     def mtu_bytes(self) -> int:

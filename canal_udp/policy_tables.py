@@ -33,6 +33,16 @@ class PolicyTables:
         self._programs: WeakKeyDictionary[Program, CData] = WeakKeyDictionary()
         self._classes: WeakKeyDictionary[AddressClasses, CData] = WeakKeyDictionary()
 
+    def prepare(self, compiled: Compiled) -> None:
+        """Build all that `build` will only put together.
+
+        Raises   TableError.
+        """
+        self._held_classes(compiled.classes)
+        for pair in compiled.programs.values():
+            for program in pair:
+                self._program(program)
+
     def build(self, compiled: Compiled, ports: Mapping[str, int]) -> CData:
         """C's policy for the endpoints that have a port, by name; the caller need not release it.
 

@@ -53,6 +53,9 @@ class FakeDataplane:
         assert {route.key for route in forwarding.routes if route.kind == "pod"} <= pods
         self.published.append(forwarding)
 
+    def prepare(self, policy: object) -> None:
+        """Hold whatever comes."""
+
     def reclaim(self) -> int:
         return 0
 

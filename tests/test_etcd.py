@@ -442,7 +442,8 @@ def test_a_full_server_refuses_writes_and_goes_on_answering(tmp_path: Path) -> N
 
 
 async def put_many(store: EtcdStore) -> None:
-    for n in range(100):
+    """More than fits; a server that writes in the background notices late."""
+    for n in range(2000):
         await store.put("policies", str(n), bytes(20_000))
 
 

@@ -29,6 +29,7 @@ from canal_udp.actions import (
     MtuLearned,
     NamespaceGone,
     NetworkKnown,
+    PolicyKnown,
     Published,
     Release,
     RoutesSeen,
@@ -286,6 +287,25 @@ def test_detach_takes_the_route_before_the_device(world: World) -> None:
     assert world.history == ["+forwarding", "-link default/a", "-device default/a", "+file /s/endpoints.json"]
     assert world.released == ["default/a"]
     assert "10.244.1.2/32" not in world.routes()
+
+
+def test_policies_of_an_earlier_pod_are_not_the_next_one_s(world: World) -> None:
+    """The same name, attached anew: no traffic until what was compiled means this one."""
+    policy, later = object(), object()
+
+    def closed() -> frozenset[str]:
+        goal = world.true["forwarding"]
+        assert isinstance(goal, Published)
+        return goal.closed
+
+    world.tell(Attach(POD))
+    assert closed() == {"default/a"}
+    world.tell(PolicyKnown(policy, frozenset((world.node.endpoints["default/a"].id,))))
+    assert closed() == frozenset()
+    world.tell(Detach("default/a"), Attach(replace(POD, netns_id="boot/2")))
+    assert closed() == {"default/a"}
+    world.tell(PolicyKnown(later, frozenset((world.node.endpoints["default/a"].id,))))
+    assert closed() == frozenset()
 
 
 def test_attach_again_changes_nothing(world: World) -> None:

@@ -9,7 +9,7 @@ Invariants frozen, compared by identity: two publications that share a part shar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,12 @@ class Compiled:
     programs: Mapping[str, tuple[Program, Program]]
     to_host: bool  # a pod may reach processes of its own node, if its own policy allows
     rules: Mapping[int, RuleRef]
+
+    def without(self, names: frozenset[str]) -> Compiled:
+        """The same, with no traffic for these endpoints."""
+        if not names & self.programs.keys():
+            return self
+        return replace(self, programs={name: pair for name, pair in self.programs.items() if name not in names})
 
 
 def words(bits: NDArray[Any]) -> NDArray[np.uint64]:

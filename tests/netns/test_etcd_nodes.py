@@ -36,6 +36,7 @@ class Lab:
         self.daemons: dict[str, Daemon] = {}
         self.pods: dict[str, tuple[str, str]] = {}  # namespace, address
         self.flows: list[subprocess.Popen[str]] = []
+        self.began = 0.0
 
     def start_flows(self) -> None:
         ways = [("a", self.pods["b"][1]), ("c", self.pods["a"][1]), ("b", KERNEL_SUBNET)]
@@ -43,9 +44,11 @@ class Lab:
             until(lambda source=source, target=target: ping(self.pods[source][0], target), what=f"{source} -> {target}")  # type: ignore[misc]
             command = ["ip", "netns", "exec", self.pods[source][0], "ping", "-n", "-q", "-i0.05", "-W2", target]
             self.flows.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        self.began = time.monotonic()
 
     def end_flows(self) -> None:
-        """Everything that was sent came back."""
+        """Everything that was sent came back, for a second at least."""
+        time.sleep(max(self.began + 1.0 - time.monotonic(), 0.0))
         for flow in self.flows:
             flow.send_signal(signal.SIGINT)
         for flow in self.flows:
