@@ -19,8 +19,10 @@ from canal_udp.policy.compiled import Compiled, RuleRef
 from canal_udp.policy.evaluate import Evaluator
 from canal_udp.policy.flow import Decision, Flow
 from canal_udp.policy.model import EGRESS, ICMP, ICMP6, INGRESS, SCTP, TCP, UDP, Direction, Namespace, State, policy_key
+from canal_udp.policy.program import RuleBook
 from canal_udp.policy.reference import Reference
 from canal_udp.policy_tables import PolicyTables, judge
+from tests.policies import KUBE, world
 from tests.test_policy_random import Dice, show
 
 FLOW, WAY = dtype_of("struct canal_flow"), dtype_of("struct canal_way")
@@ -197,3 +199,37 @@ def test_an_endpoint_that_nobody_knows_gets_nothing() -> None:
     assert judge(handle, rows_of(flows), ways)["verdict"] == lib.CANAL_DENY
     ways["source_pod"] = lib.CANAL_NO_POD
     assert judge(handle, rows_of(flows), ways)["verdict"] == lib.CANAL_ALLOW
+
+
+@pytest.mark.parametrize("seed", [random.randrange(2**32) for _ in range(2)])
+def test_an_engine_that_often_starts_anew_says_the_same(seed: int) -> None:
+    dice, matcher = Dice(seed), Matcher()
+    matcher.engine = Engine(book=RuleBook(shed_from=16), renew_from=16)
+    matcher.take(changes(State(), dice.state))
+    for at in range(40):
+        after = step(dice, Dice(seed + at + 1))
+        matcher.take(changes(dice.state, after))
+        dice.state = after
+        compare(matcher, after, [*dice.flows(8), *strangers(dice, 4)], f"{seed}, change {at}")
+
+
+def test_what_nobody_needs_any_more_is_forgotten() -> None:
+    """A thousand policies that come and go, one at a time, leave what the last one needs."""
+    engine, pod = Engine(book=RuleBook(shed_from=64), renew_from=64), world().pods["x/a"]
+    engine.apply((("Namespace", "x", Namespace("x", {})), ("Pod", "x/a", pod)))
+    sizes = []
+    for at in range(1000):
+        (policy,) = world(
+            f"{KUBE}\nmetadata: {{name: p{at}, namespace: x}}\nspec:\n  podSelector: {{}}\n"
+            f"  ingress: [{{from: [{{podSelector: {{matchLabels: {{n: '{at}'}}}}}},"
+            f" {{ipBlock: {{cidr: 172.16.{at // 256}.{at % 256}/32}}}}]}}]"
+        ).policies
+        gone = ((POLICY, policy_key(policy).replace(f"p{at}", f"p{at - 1}"), None),) if at else ()
+        engine.apply((*gone, (POLICY, policy_key(policy), policy), ("Pod", "x/a", replace(pod, labels={"n": str(at)}))))
+        compiled = engine.compile({"a": "x/a"})
+        sizes.append((len(compiled.classes.flags), len(compiled.programs["a"][1].source), len(engine.book._numbers)))
+    assert max(classes for classes, _, _ in sizes) < 200, "classes are kept"
+    assert max(rules for *_, rules in sizes) < 200, "rules are kept"
+    assert all(classes == known for classes, known, _ in sizes)
+    assert len(compiled.rules) > 200, "a number has been given to two rules"
+    assert len({ref.policy for ref in compiled.rules.values()}) < 200, "policies that are gone are kept"

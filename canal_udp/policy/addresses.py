@@ -151,6 +151,26 @@ class Addresses:
         """Nodes and services, for the sets that they are in."""
         self._dirty |= self._elsewhere.set_world(nodes, slices)
 
+    # ---- what is looked at -------------------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """Classes, and the sets and prefixes that are followed."""
+        return len(self.table) + self._followed
+
+    @property
+    def _followed(self) -> int:
+        return len(self._sets) + len(self._port_sets) + len(self._nets.prefixes)
+
+    def is_overgrown(self, sides: Iterable[Side]) -> bool:
+        """Are most classes nobody's, or most of what is followed nothing that these sides look at?"""
+        needed: set[object] = set()
+        for side in sides:
+            needed.update(side.nets, side.not_nets)
+            needed.update(one.id for one in (*side.sets, *side.not_sets))
+            needed.update((one.id, "ports") for one in (*side.port_sets, *side.not_port_sets))
+        return 2 * len(needed) < self._followed or 2 * self._rows.in_use < len(self.table)
+
     def use(self, side: Side) -> None:
         """Rules with this side are in use: see what they look at."""
         for net in (*side.nets, *side.not_nets):

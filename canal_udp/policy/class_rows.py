@@ -44,6 +44,11 @@ class ClassRows:
         self._amended[address] = number
         self._made = self._keys = None
 
+    @property
+    def in_use(self) -> int:
+        """How many classes addresses and prefixes have."""
+        return len({*self._classes.values(), *self._prefixes["target"].tolist()})
+
     def within(self, net: Network) -> set[bytes]:
         """The addresses in a prefix."""
         if self._keys is None:

@@ -5,12 +5,14 @@ Structure changes ─► Facts ─┬─► Addresses: address -> class
                             └─► which policies govern each pod of ours ─► programs, shared by pods with the same ones
 Invariants what comes out is the same as a new engine would make of the same objects (tests compare verdicts).
            Only rules that govern a pod of ours count: nobody else's sets and prefixes are followed.
+Memory     what nobody needs any more is left alone until it is most of what there is; then all addresses are classed
+           anew.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from canal_udp.net import Address
@@ -25,6 +27,8 @@ from canal_udp.policy.model import EGRESS, INGRESS, Direction, Tier
 from canal_udp.policy.normal import Endpoint, Policy, PrefixSet, sort_tiers
 from canal_udp.policy.program import Held, ProfilePart, RuleBook, Source, TierPart, extend, make
 
+RENEW_FROM = 4096  # classes and sets: fewer are not worth a look
+
 
 @dataclass(slots=True)
 class Engine:
@@ -32,6 +36,7 @@ class Engine:
 
     facts: Facts = field(default_factory=Facts)
     book: RuleBook = field(default_factory=RuleBook)
+    renew_from: int = RENEW_FROM
     _addresses: Addresses = field(default_factory=Addresses)
     _governed: LabelIndex[str] = field(default_factory=LabelIndex)  # endpoints of ours, selectors of all policies
     _local: frozenset[str] = frozenset()
@@ -40,6 +45,8 @@ class Engine:
     _tiers: dict[str, tuple[int, Tier]] = field(default_factory=dict)  # place in the order of evaluation
     _made_of: dict[str, tuple[Source, Source] | None] = field(default_factory=dict)  # by endpoint
     _held: dict[object, Held] = field(default_factory=dict)
+    _own: frozenset[Address] = frozenset()
+    _look_at: int = 0  # size of the addresses' tables at which it is asked whether they are overgrown
 
     def apply(self, changes: Changes) -> None:
         """Take objects in that are different now."""
@@ -62,7 +69,8 @@ class Engine:
 
     def set_own(self, own: Collection[Address]) -> None:
         """Say which addresses are this node's."""
-        self._addresses.set_own(frozenset(own))
+        self._own = frozenset(own)
+        self._addresses.set_own(self._own)
 
     def compile(self, local: Mapping[str, str]) -> Compiled:
         """What the data plane shall know.
@@ -73,12 +81,10 @@ class Engine:
         found = ((name, self._sources(key)) for name, key in local.items())
         sources = {name: pair for name, pair in found if pair is not None}
         wanted = {source.key: source for pair in sources.values() for source in pair}
-        for source in wanted.values():
-            for side in source.sides() if source.key not in self._held else ():
-                self._addresses.use(side)
-        self._addresses.settle()
+        self._classify(wanted)
         classes = self._addresses.arrays()
         self._held = {key: self._program(key, source) for key, source in wanted.items()}
+        self.book.shed(held.program for held in self._held.values())
         settings = self.facts.settings
         return Compiled(
             classes,
@@ -94,6 +100,33 @@ class Engine:
         held = self._held.get(key)
         table = self._addresses.table
         return make(source, table, self.book) if held is None else extend(held, table, self.book)
+
+    # ---- addresses ---------------------------------------------------------------------------------------------------
+
+    def _classify(self, wanted: Mapping[object, Source]) -> None:
+        """Give every address its class as these sources see it."""
+        self._use(source for key, source in wanted.items() if key not in self._held)
+        if self._addresses.size < max(self._look_at, self.renew_from):
+            return
+        if self._addresses.is_overgrown(side for source in wanted.values() for side in source.sides()):
+            self._start_anew()
+            self._use(wanted.values())
+        self._look_at = 2 * self._addresses.size
+
+    def _use(self, sources: Iterable[Source]) -> None:
+        for source in sources:
+            for side in source.sides():
+                self._addresses.use(side)
+        self._addresses.settle()
+
+    def _start_anew(self) -> None:
+        """Forget all classes, and the programs for them; the facts stay."""
+        facts, self._addresses, self._held = self.facts, Addresses(), {}
+        self._addresses.set_own(self._own)
+        self._addresses.set_world(facts.nodes.values(), facts.slices.values())
+        for name, profile in facts.profiles.items():
+            self._addresses.set_parent(name, dict(profile.labels))
+        self._take_owners(Touched(endpoints=facts.names(), hosts=set(facts.hosts), sets=set(facts.prefix_sets)))
 
     # ---- facts -------------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ class Prefixes(Generic[ValueT]):
         return True
 
     def discard(self, net: Network, value: ValueT) -> None:
+        self._same.clear()  # answers that may not come again
         values = self._at.get(net, set())
         values.discard(value)
         if not values and net in self._at:

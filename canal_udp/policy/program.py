@@ -8,8 +8,9 @@ Invariants a program is kept while its policies are; when there are new classes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from canal_udp.policy.model import Action, Answer, Direction
 from canal_udp.policy.normal import Policy, Profile, Rule, Side
 from canal_udp.policy.rows import EVERYTHING, Criterion, Row, expand
 
+SHED_FROM = 8192  # rules: fewer are not worth a look
 _ACTIONS = {"Allow": lib.CANAL_ACTION_ALLOW, "Pass": lib.CANAL_ACTION_PASS, "Log": lib.CANAL_ACTION_LOG}
 
 
@@ -69,18 +71,39 @@ class Source:
 
 
 class RuleBook:
-    """Rules by number; a rule keeps its number for ever."""
+    """Rules by number, which no other rule ever gets; of one that is long gone direction and action are left."""
 
-    def __init__(self) -> None:
+    def __init__(self, shed_from: int = SHED_FROM) -> None:
         self.refs: dict[int, RuleRef] = {}
         self._numbers: dict[RuleRef, int] = {}
+        self._shed_from = self._look_at = shed_from
 
     def number(self, ref: RuleRef) -> int:
         found = self._numbers.get(ref)
         if found is None:
-            found = self._numbers[ref] = len(self._numbers) + 1
+            found = self._numbers[ref] = len(self.refs) + 1
             self.refs[found] = ref
         return found
+
+    def shed(self, programs: Iterable[Program]) -> None:
+        """Forget the rules that are in no program, when they are most of them."""
+        if len(self._numbers) < self._look_at:
+            return
+        used = {number for program in programs for number in program.rows.table["rule"].tolist()}
+        kept = {ref: number for ref, number in self._numbers.items() if number in used}
+        if 2 * len(kept) < len(self._numbers):
+            self.refs = {number: ref if ref in kept else _gone(ref) for number, ref in self.refs.items()}
+            self._numbers = kept
+        self._look_at = max(self._shed_from, 2 * len(self._numbers))
+
+
+def _gone(ref: RuleRef) -> RuleRef:
+    return _gone_rule(ref.direction, ref.action)
+
+
+@cache
+def _gone_rule(direction: Direction, action: Action) -> RuleRef:
+    return RuleRef(direction, action, reason="a rule of before, which is gone")
 
 
 @dataclass(slots=True)
