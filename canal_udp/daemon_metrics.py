@@ -83,7 +83,9 @@ def _policy(daemon: Daemon) -> Iterator[Metric]:
     yield Metric("canal_objects", "gauge", "Policies, pods and what else the cluster knows.", samples)
     yield gauge("canal_objects_in_sync", "1 while the cluster's objects are followed.", objects.in_sync)
     rules = policy.compiled.rules if policy.compiled else {}
-    yield gauge("canal_policy_rules", "Rules in force on this node.", len(rules))
+    yield gauge(
+        "canal_policy_rules", "Rules in force on this node.", len(policy.compiled.in_force) if policy.compiled else 0
+    )
     yield gauge(
         "canal_policy_in_force", "1 once policies have been compiled for this node.", policy.compiled is not None
     )

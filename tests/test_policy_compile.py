@@ -184,6 +184,19 @@ def test_what_is_not_touched_is_the_same_object() -> None:
     assert all(matcher.compiled.programs[key] == pair for key, pair in before.programs.items())
 
 
+def test_rules_in_force_are_those_of_now() -> None:
+    """A number outlives its rule; what is in force does not."""
+    dice, matcher = Dice(7), Matcher()
+    matcher.take(changes(State(), dice.state))
+    assert matcher.compiled is not None
+    before = matcher.compiled.in_force
+    assert any(matcher.compiled.rules[number].policy for number in before)
+    matcher.take(changes(dice.state, replace(dice.state, policies=())))
+    after = matcher.compiled.in_force
+    assert after < matcher.compiled.rules.keys()
+    assert not any(matcher.compiled.rules[number].tier for number in after)
+
+
 def test_every_kind_of_object_is_taken() -> None:
     assert {*KINDS, "policies", "settings"} == {one.name for one in fields(State)}
 

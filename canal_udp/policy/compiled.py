@@ -8,7 +8,7 @@ Invariants frozen, compared by identity: two publications that share a part shar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,11 +74,21 @@ class Compiled:
     to_host: bool  # a pod may reach processes of its own node, if its own policy allows
     rules: Mapping[int, RuleRef]
 
+    @property
+    def in_force(self) -> set[int]:
+        """The numbers of the rules that a packet of now may meet."""
+        return numbers_of(program for pair in self.programs.values() for program in pair)
+
     def without(self, names: frozenset[str]) -> Compiled:
         """The same, with no traffic for these endpoints."""
         if not names & self.programs.keys():
             return self
         return replace(self, programs={name: pair for name, pair in self.programs.items() if name not in names})
+
+
+def numbers_of(programs: Iterable[Program]) -> set[int]:
+    """The rules that programs name; what they share is looked at once."""
+    return {number for rows in {program.rows for program in programs} for number in rows.table["rule"].tolist()}
 
 
 def words(bits: NDArray[Any]) -> NDArray[np.uint64]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from canal_udp._abi import dtype_of, lib
 from canal_udp.policy.class_table import ClassTable
-from canal_udp.policy.compiled import Program, Rows, RuleRef, words
+from canal_udp.policy.compiled import Program, Rows, RuleRef, numbers_of, words
 from canal_udp.policy.model import Action, Answer, Direction
 from canal_udp.policy.normal import Policy, Profile, Rule, Side
 from canal_udp.policy.rows import EVERYTHING, Criterion, Row, expand
@@ -89,7 +89,7 @@ class RuleBook:
         """Forget the rules that are in no program, when they are most of them."""
         if len(self._numbers) < self._look_at:
             return
-        used = {number for program in programs for number in program.rows.table["rule"].tolist()}
+        used = numbers_of(programs)
         kept = {ref: number for ref, number in self._numbers.items() if number in used}
         if 2 * len(kept) < len(self._numbers):
             self.refs = {number: ref if ref in kept else _gone(ref) for number, ref in self.refs.items()}
